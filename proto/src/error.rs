@@ -1,0 +1,221 @@
+//! What can go wrong with a file-system call, and the one table that gives each its errno.
+
+/// Why a call failed, in the terms of the file system.
+///
+/// The wire carries [`FsError::code`]; the numbers there never change. A code that is not known (a newer peer) is
+/// taken as [`FsError::Io`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FsError {
+    /// No such name, or no such inode.
+    #[error("no such file or directory")]
+    NoEntry,
+    /// The name is taken.
+    #[error("the name exists already")]
+    Exists,
+    /// A directory was needed.
+    #[error("not a directory")]
+    NotDirectory,
+    /// A directory where none may be.
+    #[error("is a directory")]
+    IsDirectory,
+    /// A directory that still has names in it.
+    #[error("directory not empty")]
+    NotEmpty,
+    /// A directory would be moved below itself.
+    #[error("a directory cannot be moved into itself")]
+    IntoItself,
+    /// An argument that makes no sense; the text says which.
+    #[error("invalid argument: {0}")]
+    Invalid(&'static str),
+    /// A name, target or path above its limit.
+    #[error("name too long")]
+    NameTooLong,
+    /// The link count is at its limit.
+    #[error("too many links")]
+    TooManyLinks,
+    /// No room for data on any permitted set of chunk servers, or for metadata.
+    #[error("no space left")]
+    NoSpace,
+    /// The extended attribute does not exist.
+    #[error("no such attribute")]
+    NoAttribute,
+    /// An extended attribute's value or the list of names is above its limit.
+    #[error("attribute too big")]
+    AttributeTooBig,
+    /// The file system (or this mount of it) may not be changed.
+    #[error("read-only")]
+    ReadOnly,
+    /// Not permitted, whatever the permission bits.
+    #[error("operation not permitted")]
+    NotPermitted,
+    /// The permission bits forbid it.
+    #[error("permission denied")]
+    Denied,
+    /// What the caller refers to has changed or gone: look it up again and retry.
+    #[error("stale: {0}")]
+    Stale(&'static str),
+    /// An offset above the largest file size.
+    #[error("file too big")]
+    FileTooBig,
+    /// dfs does not do this.
+    #[error("not supported")]
+    NotSupported,
+    /// In use.
+    #[error("busy")]
+    Busy,
+    /// Not now; the same call can succeed later.
+    #[error("try again: {0}")]
+    TryAgain(&'static str),
+    /// The session is not known (it ended, or its lease ran out): open a new one.
+    #[error("unknown session")]
+    UnknownSession,
+    /// The mount lost its session while it held dirty data.
+    #[error("the session was lost")]
+    SessionLost,
+    /// No answer within the deadline.
+    #[error("timed out: {0}")]
+    TimedOut(&'static str),
+    /// No replica could serve, or not all could take a write.
+    #[error("replicas unavailable: {0}")]
+    NoReplica(String),
+    /// A checksum did not match, and no good copy was found.
+    #[error("checksum mismatch: {0}")]
+    Corrupt(String),
+    /// Anything else that went wrong below.
+    #[error("I/O error: {0}")]
+    Io(String),
+    /// A peer sent what the protocol does not allow.
+    #[error("protocol error: {0}")]
+    Protocol(String),
+}
+
+impl FsError {
+    /// Returns the errno that the kernel is given. No other place chooses one.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::NoEntry => libc::ENOENT,
+            Self::Exists => libc::EEXIST,
+            Self::NotDirectory => libc::ENOTDIR,
+            Self::IsDirectory => libc::EISDIR,
+            Self::NotEmpty => libc::ENOTEMPTY,
+            // rename(2) asks for EINVAL here; ELOOP is for symlink chains.
+            Self::IntoItself | Self::Invalid(_) => libc::EINVAL,
+            Self::NameTooLong => libc::ENAMETOOLONG,
+            Self::TooManyLinks => libc::EMLINK,
+            Self::NoSpace => libc::ENOSPC,
+            Self::NoAttribute => libc::ENODATA,
+            Self::AttributeTooBig => libc::E2BIG,
+            Self::ReadOnly => libc::EROFS,
+            Self::NotPermitted => libc::EPERM,
+            Self::Denied => libc::EACCES,
+            Self::Stale(_) => libc::ESTALE,
+            Self::FileTooBig => libc::EFBIG,
+            Self::NotSupported => libc::EOPNOTSUPP,
+            Self::Busy => libc::EBUSY,
+            Self::TryAgain(_) => libc::EAGAIN,
+            Self::UnknownSession
+            | Self::SessionLost
+            | Self::TimedOut(_)
+            | Self::NoReplica(_)
+            | Self::Corrupt(_)
+            | Self::Io(_)
+            | Self::Protocol(_) => libc::EIO,
+        }
+    }
+
+    /// Returns the number that stands for this kind of error on the wire.
+    pub fn code(&self) -> u32 {
+        match self {
+            Self::NoEntry => 1,
+            Self::Exists => 2,
+            Self::NotDirectory => 3,
+            Self::IsDirectory => 4,
+            Self::NotEmpty => 5,
+            Self::IntoItself => 6,
+            Self::Invalid(_) => 7,
+            Self::NameTooLong => 8,
+            Self::TooManyLinks => 9,
+            Self::NoSpace => 10,
+            Self::NoAttribute => 11,
+            Self::AttributeTooBig => 12,
+            Self::ReadOnly => 13,
+            Self::NotPermitted => 14,
+            Self::Denied => 15,
+            Self::Stale(_) => 16,
+            Self::FileTooBig => 17,
+            Self::NotSupported => 18,
+            Self::Busy => 19,
+            Self::TryAgain(_) => 20,
+            Self::UnknownSession => 21,
+            Self::SessionLost => 22,
+            Self::TimedOut(_) => 23,
+            Self::NoReplica(_) => 24,
+            Self::Corrupt(_) => 25,
+            Self::Io(_) => 26,
+            Self::Protocol(_) => 27,
+        }
+    }
+
+    /// Returns the error a peer sent as `code` and `detail`.
+    pub fn from_wire(code: u32, detail: &str) -> Self {
+        match code {
+            1 => Self::NoEntry,
+            2 => Self::Exists,
+            3 => Self::NotDirectory,
+            4 => Self::IsDirectory,
+            5 => Self::NotEmpty,
+            6 => Self::IntoItself,
+            7 => Self::Invalid("refused by the server"),
+            8 => Self::NameTooLong,
+            9 => Self::TooManyLinks,
+            10 => Self::NoSpace,
+            11 => Self::NoAttribute,
+            12 => Self::AttributeTooBig,
+            13 => Self::ReadOnly,
+            14 => Self::NotPermitted,
+            15 => Self::Denied,
+            16 => Self::Stale("refused by the server"),
+            17 => Self::FileTooBig,
+            18 => Self::NotSupported,
+            19 => Self::Busy,
+            20 => Self::TryAgain("the server asked for it"),
+            21 => Self::UnknownSession,
+            22 => Self::SessionLost,
+            23 => Self::TimedOut("at the server"),
+            24 => Self::NoReplica(detail.to_owned()),
+            25 => Self::Corrupt(detail.to_owned()),
+            27 => Self::Protocol(detail.to_owned()),
+            _ => Self::Io(detail.to_owned()),
+        }
+    }
+
+    /// Returns whether the same call may succeed if it is made again, perhaps after a fresh look-up of its target.
+    /// The others are final: to repeat the call would give the same answer.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Stale(_) | Self::TryAgain(_) | Self::TimedOut(_) | Self::NoReplica(_))
+    }
+}
+
+impl From<crate::wire::WireError> for FsError {
+    fn from(error: crate::wire::WireError) -> Self {
+        match error {
+            crate::wire::WireError::TimedOut => Self::TimedOut("no answer from the peer"),
+            crate::wire::WireError::Malformed(what) => Self::Protocol(what),
+            other => Self::Io(other.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_round_trip_and_are_distinct() {
+        let known: Vec<FsError> = (1..=27).map(|code| FsError::from_wire(code, "x")).collect();
+        for (at, error) in known.iter().enumerate() {
+            assert_eq!(error.code() as usize, at + 1, "{error}");
+        }
+        assert_eq!(FsError::from_wire(9_999, "new").errno(), libc::EIO);
+    }
+}
