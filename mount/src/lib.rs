@@ -1,1 +1,15 @@
-//! Placeholder.
+//! The mount: a FUSE client of a dfs cluster.
+//!
+//! ```text
+//! fuse/    the adapter on fuser: workers, replies, notifications     (only place that sees fuser)
+//!   fs/    POSIX calls on our own types; fs/file is the data path
+//!     cache/   what is dirty, what to read ahead: plain functions
+//!     remote/  carries it out: master session, chunk servers, retries (only place that sees the wire messages)
+//! ```
+//!
+//! Arrows go down only.
+
+pub mod cache;
+pub mod fs;
+pub mod metrics;
+pub mod remote;

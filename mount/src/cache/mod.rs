@@ -1,0 +1,1 @@
+//! What is dirty and what to read ahead: plain functions.

@@ -1,0 +1,26 @@
+//! Carries things out: the session with the master, the chunk servers, and what happens when they do not answer.
+//!
+//! Blocking, and meant to be: the thread that asks reads the answer itself. Every call ends by its policy's deadline.
+//!
+//! - [`MasterClient`]: one method per metadata call. It retries by itself what the master's absence or `TryAgain`
+//!   makes fail, always under the same request number, until the policy's deadline; all other errors are the caller's.
+//! - [`ChunkClient`]: one method per data call, a single attempt each. The caller drives retries with
+//!   [`retry::run`], because between two attempts it has to look the location up again.
+//! - [`LocationCache`]: where chunks are, until a server says `Stale`.
+
+#![allow(clippy::disallowed_methods, reason = "a shell: it owns sockets, threads and deadlines")]
+
+mod chunk;
+mod convert;
+mod location;
+mod master;
+pub mod retry;
+mod session;
+
+pub use chunk::{ChunkClient, ReadData};
+pub use location::{Location, LocationCache, Replica};
+pub use master::{
+    AttrChange, Chunks, CommitWrite, Dirent, InlineData, Listing, Make, MasterClient, Opened, StatFs, TimeChange,
+};
+pub use retry::{Policy, Retry, RetryPlan};
+pub use session::SessionConfig;
