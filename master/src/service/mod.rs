@@ -1,0 +1,54 @@
+//! The shell of the master: threads, sockets, clocks and the executor that owns the state.
+//!
+//! ```text
+//! clients (hot plane)   nodes, admin (gRPC)   http   caretaker
+//!        └──────────────────┴──────┬───────────┴────────┘
+//!                              executor ──▶ core::op ──▶ store
+//! ```
+
+#![allow(clippy::disallowed_methods, reason = "a shell: it owns sockets, threads, files and the clock")]
+
+pub mod config;
+pub mod executor;
+pub mod master;
+pub mod metrics;
+
+// `Master::start` runs these, on the master's tokio runtime (they are declared here when their owner commits them):
+//   nodes::serve(Arc<Shared>, address: &str) -> async std::io::Result<SocketAddr>     both gRPC services
+//   http::serve(Arc<Shared>, address: &str) -> async std::io::Result<SocketAddr>      /metrics /healthz /sd
+//   caretaker::run(Arc<Shared>, stop: tokio::sync::watch::Receiver<bool>) -> async ()
+// and of the store: store::open(EngineKind, &Path) -> Result<Arc<dyn MetaStore>, StoreError>,
+// store::memory::MemoryStore::new() with crash(&self) that forgets what was not synced.
+
+use std::sync::Arc;
+
+use dfs_proto::env::Clock;
+use dfs_proto::grant::GrantKey;
+use dfs_proto::{BootSession, ClusterId, MonoMs};
+use parking_lot::RwLock;
+
+use crate::core::node_table::NodeTable;
+use config::MasterConfig;
+use executor::Executor;
+
+/// What every service of one running master holds.
+pub struct Shared {
+    /// The settings it was started with.
+    pub config: MasterConfig,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Seals grants; handed to each chunk server that registers.
+    pub grant_key: GrantKey,
+    /// This run of the process.
+    pub boot: BootSession,
+    /// When it started.
+    pub started: MonoMs,
+    /// The owner of the records.
+    pub executor: Arc<Executor>,
+    /// What is counted and timed.
+    pub metrics: Arc<metrics::MasterMetrics>,
+    /// Chunk servers: addresses, leases, space. Never locked while waiting for the executor.
+    pub nodes: Arc<RwLock<NodeTable>>,
+}

@@ -1,0 +1,76 @@
+//! Ordered key-value engines: bytes in, bytes out, and the promise of what survives.
+//!
+//! An engine knows nothing of records. It keeps keys in the order of their bytes, takes whole batches, and says how
+//! far the log of batches is on stable media.
+//!
+//! # Invariants
+//!
+//! - A batch is all or nothing, and batches survive in order: what is found after a crash is a prefix of what was
+//!   committed, at least up to the last [`MetaStore::sync`].
+//! - A committed batch survives kill -9 of the process (not power loss) from when `commit` returns.
+//! - `seq` rises strictly from batch to batch (gaps are allowed), and [`MetaStore::last_seq`] after a restart is that
+//!   of the last batch found: it is written inside the batch.
+
+use bytes::Bytes;
+use dfs_proto::Seq;
+
+/// Why an engine cannot go on. The executor stops for good at the first one.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The engine or the disk below it failed.
+    #[error("metadata store: {0}")]
+    Engine(String),
+    /// What is stored is not what was written.
+    #[error("metadata store is corrupt: {0}")]
+    Corrupt(String),
+}
+
+/// A change of many keys that happens as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Position of its last change in the log: above that of every batch before.
+    pub seq: Seq,
+    /// Keys that get a value. A key is in at most one of the two lists, once.
+    pub puts: Vec<(Bytes, Bytes)>,
+    /// Keys that go.
+    pub deletes: Vec<Bytes>,
+}
+
+/// An ordered key-value store with atomic batches.
+///
+/// `commit` is called by one thread at a time; `get` and `scan` by that same thread; `sync` by another one meanwhile.
+pub trait MetaStore: Send + Sync {
+    /// Returns the engine's name, as `dfs status` shows it.
+    fn engine(&self) -> &'static str;
+
+    /// Returns the value of `key`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
+
+    /// Returns the first `limit` pairs with `start <= key < end`, in order of key.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    fn scan(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
+
+    /// Applies `batch`: visible to `get` and `scan`, and safe from kill -9, when it returns.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]: it is not known whether the batch was applied.
+    fn commit(&self, batch: &Batch) -> Result<(), StoreError>;
+
+    /// Puts everything that was committed before the call on stable media, and returns the highest `seq` so covered.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]: nothing may be called durable on the strength of a later attempt.
+    fn sync(&self) -> Result<Seq, StoreError>;
+
+    /// Returns the `seq` of the last committed batch, 0 if there was none.
+    fn last_seq(&self) -> Seq;
+}
