@@ -1,1 +1,257 @@
-fn main() {}
+//! `dfs`: the master, chunk servers, mounts and administration, one binary. Under the name `mount.fuse.dfs` it is the
+//! helper that mount(8) calls for `mount -t fuse.dfs SRC DIR`.
+
+#![allow(clippy::disallowed_methods, reason = "a shell: it owns processes, files and signals")]
+
+mod admin;
+mod config;
+mod exit;
+mod info;
+mod mount;
+mod mount_options;
+mod mount_point;
+mod serve;
+mod settings;
+mod show;
+mod signals;
+mod source;
+mod status;
+mod supervise;
+mod up;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use admin::Admin;
+use mount::Ground;
+use settings::Settings;
+use signals::StopSignals;
+
+/// A distributed POSIX file system.
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong use, 3 a server does not answer, 4 refused.
+#[derive(Parser)]
+#[command(name = "dfs", version, max_term_width = 100)]
+struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Global {
+    /// Settings file (TOML); `dfs config` lists the settings
+    #[arg(long, global = true, value_name = "FILE", env = "DFS_CONFIG")]
+    config: Option<PathBuf>,
+    /// error, warn, info, debug, trace, or module=level pairs
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// End when this process, which started us, ends
+    #[arg(long, global = true, hide = true, value_name = "PID")]
+    with_parent: Option<i32>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a whole cluster on this machine: a master, three chunk servers and a mount
+    Up {
+        /// Where its data lives; made if it is not there
+        #[arg(long, value_name = "DIR")]
+        data: Option<String>,
+        /// Where it is mounted; made if it is not there
+        #[arg(long, value_name = "DIR")]
+        mount: Option<String>,
+        /// Ports: master PORT.., chunk servers PORT+100.., mount PORT+200
+        #[arg(long, value_name = "PORT")]
+        base_port: Option<String>,
+        /// Mount options, as for `dfs mount`
+        #[arg(short = 'o', value_name = "OPTIONS")]
+        options: Vec<String>,
+    },
+    /// Run a master: names, attributes, placement
+    Master {
+        /// Where its data lives
+        #[arg(long, value_name = "DIR")]
+        data: Option<String>,
+        /// HOST:PORT for mounts; gRPC is at PORT+1, HTTP at PORT+2
+        #[arg(long, value_name = "HOST:PORT")]
+        listen: Option<String>,
+        /// Metadata engine: embedded, or memory (everything is lost at exit)
+        #[arg(long, value_name = "ENGINE")]
+        meta: Option<String>,
+    },
+    /// Run a chunk server: replicas on disks
+    Chunkd {
+        /// Where its data lives: one directory a disk, commas between
+        #[arg(long, value_name = "DIR[,DIR…]")]
+        data: Option<String>,
+        /// The master
+        #[arg(long, value_name = "HOST:PORT")]
+        master: Option<String>,
+        /// HOST:PORT of the data plane; HTTP is at PORT+1
+        #[arg(long, value_name = "HOST:PORT")]
+        listen: Option<String>,
+        /// HOST:PORT that others reach it at, if not --listen
+        #[arg(long, value_name = "HOST:PORT")]
+        advertise: Option<String>,
+        /// Rack label, for placement
+        #[arg(long, value_name = "NAME")]
+        rack: Option<String>,
+    },
+    /// Mount the file system (also: mount -t fuse.dfs SRC DIR -o OPTIONS)
+    Mount {
+        /// HOST[:PORT][,HOST[:PORT]…][:/SUBDIR]
+        source: String,
+        /// An empty directory
+        directory: PathBuf,
+        /// ro, noatime, nosuid, …, allow_other, soft=SECONDS or hard, dirty=BYTES, read_ahead=BYTES, workers=N,
+        /// http=HOST:PORT, log=FILE, log_level=LEVEL, nonempty
+        #[arg(short = 'o', value_name = "OPTIONS")]
+        options: Vec<String>,
+        /// Stay in the foreground, log on standard error
+        #[arg(short = 'f', long)]
+        foreground: bool,
+        /// The process that `dfs mount` leaves behind
+        #[arg(long, hide = true, conflicts_with = "foreground")]
+        background: bool,
+    },
+    /// Show the cluster: space, chunk servers, mounts
+    Status {
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Show one file: inode, layout, chunks, replicas, versions
+    Info {
+        /// On a mounted dfs, or absolute from the root of the file system
+        path: PathBuf,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// List every setting, its value and where that came from
+    Config {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args)]
+struct Ask {
+    /// The master to ask
+    #[arg(long, value_name = "HOST:PORT")]
+    master: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let is_helper = std::env::args_os()
+        .next()
+        .and_then(|name| Some(Path::new(&name).file_name()?.to_string_lossy().starts_with("mount.")))
+        .unwrap_or(false);
+    match if is_helper { help_mount() } else { run(Arguments::parse()) } {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dfs: {error:#}");
+            if mount::is_usage(&error) && !is_helper {
+                eprintln!("(dfs --help and dfs COMMAND --help tell more)");
+            }
+            ExitCode::from(exit::code(&error))
+        }
+    }
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn help_mount() -> anyhow::Result<()> {
+    let arguments = mount::helper_arguments(std::env::args().skip(1))?;
+    if arguments.fake {
+        return Ok(());
+    }
+    mount::detached(&arguments.request, &arguments.option_list, &[])
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let Arguments { global, command } = arguments;
+    let mut settings = Settings::load(global.config.as_deref(), environment)?;
+    settings.set_flag("log.level", global.log_level.clone());
+    if let Some(parent) = global.with_parent {
+        signals::end_with_parent(parent)?;
+    }
+    match command {
+        Command::Up { data, mount, base_port, options } => {
+            settings.set_flag("up.data", data);
+            settings.set_flag("up.mount", mount);
+            settings.set_flag("up.base_port", base_port);
+            let signals = daemon(&settings)?;
+            up::run(&settings, &options.join(","), signals)
+        }
+        Command::Master { data, listen, meta } => {
+            settings.set_flag("master.data", data);
+            settings.set_flag("master.listen", listen);
+            settings.set_flag("master.meta", meta);
+            let signals = daemon(&settings)?;
+            serve::master(&settings, &signals)
+        }
+        Command::Chunkd { data, master, listen, advertise, rack } => {
+            settings.set_flag("chunkd.data", data);
+            settings.set_flag("chunkd.master", master);
+            settings.set_flag("chunkd.listen", listen);
+            settings.set_flag("chunkd.advertise", advertise);
+            settings.set_flag("chunkd.rack", rack);
+            let signals = daemon(&settings)?;
+            serve::chunkd(&settings, &signals)
+        }
+        Command::Mount { source, directory, options, foreground, background } => {
+            let list = options.join(",");
+            let mut parsed = mount_options::MountOptions::default();
+            mount_options::parse(&list, &mut parsed)?;
+            source::parse(&source)?;
+            settings.set_flag("log.level", parsed.log_level.clone());
+            let request = mount::Request { source, directory, options: parsed };
+            let ground = match (foreground, background) {
+                (true, _) => Ground::Foreground,
+                (_, true) => Ground::Background,
+                _ => return mount::detached(&request, &list, &global_flags(&global)),
+            };
+            let signals = daemon(&settings)?;
+            mount::serve(request, ground, signals)
+        }
+        Command::Status { ask } => status::run(asker(&mut settings, &ask)?, ask.json),
+        Command::Info { path, ask } => info::run(asker(&mut settings, &ask)?, &path, ask.json),
+        Command::Config { json } => {
+            config::run(&settings, json);
+            Ok(())
+        }
+    }
+}
+
+/// Prepares a process that runs until it is told to stop: signals first, before any thread is there.
+fn daemon(settings: &Settings) -> anyhow::Result<StopSignals> {
+    let signals = StopSignals::block()?;
+    dfs_telemetry::init_log(settings.text("log.level")).map_err(exit::usage)?;
+    Ok(signals)
+}
+
+fn asker(settings: &mut Settings, ask: &Ask) -> anyhow::Result<Admin> {
+    settings.set_flag("client.master", ask.master.clone());
+    Admin::from_settings(settings)
+}
+
+/// Returns the global flags again, for the background process.
+fn global_flags(global: &Global) -> Vec<String> {
+    let mut flags = Vec::new();
+    if let Some(config) = &global.config {
+        flags.extend(["--config".to_owned(), config.display().to_string()]);
+    }
+    if let Some(level) = &global.log_level {
+        flags.extend(["--log-level".to_owned(), level.clone()]);
+    }
+    flags
+}

@@ -1,0 +1,75 @@
+//! `dfs master` and `dfs chunkd`: one server in the foreground until it is asked to stop.
+
+use std::path::PathBuf;
+
+use dfs_chunkd::{ChunkServer, ChunkdConfig};
+use dfs_master::{EngineKind, Master, MasterConfig};
+
+use crate::exit::usage;
+use crate::settings::Settings;
+use crate::signals::StopSignals;
+
+const MS: &str = "a number of milliseconds";
+
+/// Runs a master until a stop signal.
+///
+/// # Errors
+///
+/// Wrong settings, or whatever keeps the master from starting.
+pub fn master(settings: &Settings, signals: &StopSignals) -> anyhow::Result<()> {
+    let engine = match settings.text("master.meta") {
+        "embedded" => EngineKind::Embedded,
+        "memory" => EngineKind::Memory,
+        "etcd" => return Err(usage("master.meta = \"etcd\": several masters are not there yet; use embedded")),
+        other => return Err(usage(format!("master.meta = {other:?}: embedded or memory is expected"))),
+    };
+    let config = MasterConfig {
+        data: PathBuf::from(settings.required("master.data", "--data")?),
+        listen: settings.text("master.listen").to_owned(),
+        engine,
+        advertise: None,
+        reclaim_delay_ms: settings.parse("master.reclaim_delay_ms", MS)?,
+        lease_ms: settings.parse("master.lease_ms", MS)?,
+        pulse_ms: settings.parse("master.pulse_ms", MS)?,
+        report_ms: settings.parse("master.report_ms", MS)?,
+        offline_ms: settings.parse("master.offline_ms", MS)?,
+        sync_interval_ms: settings.parse("master.sync_interval_ms", MS)?,
+        session_ms: settings.parse("master.session_ms", MS)?,
+        reclaim_window_ms: settings.parse("master.reclaim_window_ms", MS)?,
+    };
+    let master = Master::start(config)?;
+    let addresses = master.addresses();
+    tracing::info!(cluster = %master.cluster_id(), hot = %addresses.hot, control = %addresses.control,
+        http = %addresses.http, "master serves");
+    let signal = signals.wait()?;
+    tracing::info!(%signal, "stopping");
+    master.stop();
+    Ok(())
+}
+
+/// Runs a chunk server until a stop signal.
+///
+/// # Errors
+///
+/// Wrong settings, or whatever keeps the server from starting.
+pub fn chunkd(settings: &Settings, signals: &StopSignals) -> anyhow::Result<()> {
+    let directories = settings.required("chunkd.data", "--data")?;
+    let advertise = settings.text("chunkd.advertise");
+    let config = ChunkdConfig {
+        data: directories.split(',').filter(|part| !part.is_empty()).map(PathBuf::from).collect(),
+        master: crate::source::address(settings.text("chunkd.master"), settings.text("chunkd.master"))?,
+        listen: settings.text("chunkd.listen").to_owned(),
+        advertise: (!advertise.is_empty()).then(|| advertise.to_owned()),
+        rack: settings.text("chunkd.rack").to_owned(),
+        reserve_bytes: settings.parse("chunkd.reserve_bytes", "a number of bytes")?,
+        op_timeout_ms: settings.parse("chunkd.op_timeout_ms", MS)?,
+        open_files_max: settings.parse("chunkd.open_files", "a number of files")?,
+    };
+    let server = ChunkServer::start(config)?;
+    let addresses = server.addresses();
+    tracing::info!(data = %addresses.data, http = %addresses.http, "chunk server serves");
+    let signal = signals.wait()?;
+    tracing::info!(%signal, "stopping");
+    server.stop();
+    Ok(())
+}
