@@ -84,6 +84,9 @@ pub enum FsError {
     /// Anything else that went wrong below.
     #[error("I/O error: {0}")]
     Io(String),
+    /// No data, or no hole, at or after the offset: it is past the end of the file.
+    #[error("past the end of the file")]
+    PastEnd,
     /// A peer sent what the protocol does not allow.
     #[error("protocol error: {0}")]
     Protocol(String),
@@ -113,6 +116,8 @@ impl FsError {
             Self::NotSupported => libc::EOPNOTSUPP,
             Self::Busy => libc::EBUSY,
             Self::TryAgain(_) => libc::EAGAIN,
+            // lseek(2) with SEEK_DATA and SEEK_HOLE.
+            Self::PastEnd => libc::ENXIO,
             Self::UnknownSession
             | Self::SessionLost
             | Self::TimedOut(_)
@@ -153,6 +158,7 @@ impl FsError {
             Self::Corrupt(_) => 25,
             Self::Io(_) => 26,
             Self::Protocol(_) => 27,
+            Self::PastEnd => 28,
         }
     }
 
@@ -185,6 +191,7 @@ impl FsError {
             24 => Self::NoReplica(detail.to_owned()),
             25 => Self::Corrupt(detail.to_owned()),
             27 => Self::Protocol(detail.to_owned()),
+            28 => Self::PastEnd,
             _ => Self::Io(detail.to_owned()),
         }
     }
@@ -212,7 +219,7 @@ mod tests {
 
     #[test]
     fn codes_round_trip_and_are_distinct() {
-        let known: Vec<FsError> = (1..=27).map(|code| FsError::from_wire(code, "x")).collect();
+        let known: Vec<FsError> = (1..=28).map(|code| FsError::from_wire(code, "x")).collect();
         for (at, error) in known.iter().enumerate() {
             assert_eq!(error.code() as usize, at + 1, "{error}");
         }
