@@ -6,6 +6,7 @@ use bytes::Bytes;
 use dfs_proto::wire::pb::{self, meta_reply, meta_request};
 use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, Kind, Name, NodeId, Seq, SessionId, UnixNanos, Version};
 
+use super::chunk::ChunkClient;
 use super::convert::{self, missing};
 use super::location::Location;
 use super::session::{Effect, Session, SessionConfig};
@@ -182,6 +183,16 @@ impl MasterClient {
     /// If the master could not be told; the session then ends by itself when its lease does.
     pub fn close(&self) -> Result<(), FsError> {
         self.session.close()
+    }
+
+    /// Returns a client of the cluster's chunk servers.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Protocol`] if the master has not said which cluster this is.
+    pub fn chunk_client(&self, metrics: Arc<Metrics>) -> Result<ChunkClient, FsError> {
+        let cluster = self.session.cluster().ok_or_else(|| missing("cluster id"))?;
+        Ok(ChunkClient::new(cluster, self.session.boot(), self.session.id(), metrics))
     }
 
     /// Returns the session's id.
