@@ -11,8 +11,26 @@
 //! - `seq` rises strictly from batch to batch (gaps are allowed), and [`MetaStore::last_seq`] after a restart is that
 //!   of the last batch found: it is written inside the batch.
 
+#![allow(clippy::disallowed_methods, reason = "a shell: engines own files")]
+
+#[cfg(test)]
+mod conformance;
+pub mod embedded;
+mod journal;
+pub mod memory;
+
+use std::path::Path;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use dfs_proto::Seq;
+
+use crate::service::config::EngineKind;
+
+/// Most bytes of a key.
+pub const KEY_BYTES_MAX: usize = 65_535;
+/// Most bytes of a value: far above any record, far below what would harm an engine.
+pub const VALUE_BYTES_MAX: usize = 16 << 20;
 
 /// Why an engine cannot go on. The executor stops for good at the first one.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -23,6 +41,41 @@ pub enum StoreError {
     /// What is stored is not what was written.
     #[error("metadata store is corrupt: {0}")]
     Corrupt(String),
+    /// Another process uses it.
+    #[error("metadata store: {0}")]
+    Locked(String),
+    /// The caller broke a rule of [`Batch`]; nothing was changed.
+    #[error("metadata store: batch refused: {0}")]
+    Refused(String),
+}
+
+/// Opens the engine `kind` with its files in `directory`, which is made if absent (and left alone by an engine without
+/// files).
+///
+/// # Errors
+///
+/// [`StoreError::Locked`] if another process has it open, [`StoreError::Corrupt`] if it is damaged.
+pub fn open(kind: EngineKind, directory: &Path) -> Result<Arc<dyn MetaStore>, StoreError> {
+    Ok(match kind {
+        EngineKind::Memory => Arc::new(memory::MemoryStore::new()),
+        EngineKind::Embedded => Arc::new(embedded::EmbeddedStore::open(directory)?),
+    })
+}
+
+/// Checks the rules of [`Batch`], for all engines alike.
+fn check_batch(batch: &Batch, last_seq: Seq) -> Result<(), StoreError> {
+    if batch.seq <= last_seq {
+        return Err(StoreError::Refused(format!("seq {} does not rise above {last_seq}", batch.seq)));
+    }
+    for key in batch.puts.iter().map(|(key, _)| key).chain(&batch.deletes) {
+        if key.is_empty() || key[0] == 0 || key.len() > KEY_BYTES_MAX {
+            return Err(StoreError::Refused(format!("a key of {} bytes, or one that begins with 0", key.len())));
+        }
+    }
+    match batch.puts.iter().find(|(_, value)| value.len() > VALUE_BYTES_MAX) {
+        Some((_, value)) => Err(StoreError::Refused(format!("a value of {} bytes", value.len()))),
+        None => Ok(()),
+    }
 }
 
 /// A change of many keys that happens as a whole.
@@ -30,7 +83,8 @@ pub enum StoreError {
 pub struct Batch {
     /// Position of its last change in the log: above that of every batch before.
     pub seq: Seq,
-    /// Keys that get a value. A key is in at most one of the two lists, once.
+    /// Keys that get a value. A key is in at most one of the two lists, once. Its first byte is not 0: such keys are
+    /// the engine's own.
     pub puts: Vec<(Bytes, Bytes)>,
     /// Keys that go.
     pub deletes: Vec<Bytes>,
