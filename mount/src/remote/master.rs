@@ -81,8 +81,19 @@ pub struct Opened {
     pub attr: Attr,
     /// Its whole content if `attr.is_inline`, else empty.
     pub content: Bytes,
+}
+
+/// What is behind a name now.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// Its attributes.
+    pub attr: Attr,
+    /// The whole content of a file that existed and was opened, if `attr.is_inline`.
+    pub content: Bytes,
     /// It was made by this call.
     pub created: bool,
+    /// When: the directory's new mtime and ctime.
+    pub time: UnixNanos,
 }
 
 /// One entry of a directory.
@@ -206,6 +217,12 @@ impl MasterClient {
         self.session.generation()
     }
 
+    /// Says what is to be done when the session was lost and another one opened: dirty data is void by then. `act` must
+    /// not call the master.
+    pub fn on_session_lost(&self, act: impl Fn() + Send + Sync + 'static) {
+        self.session.on_lost(act);
+    }
+
     /// Returns the attributes of what `name` refers to in `parent`.
     ///
     /// # Errors
@@ -259,7 +276,7 @@ impl MasterClient {
     /// # Errors
     ///
     /// `Exists`, `NoEntry`, `NotDirectory`, `Denied`, `NoSpace`, `IsDirectory` (open of one).
-    pub fn make(&self, caller: Caller, make: &Make) -> Result<Opened, FsError> {
+    pub fn make(&self, caller: Caller, make: &Make) -> Result<Made, FsError> {
         let body = meta_request::Body::Make(pb::Make {
             parent: make.parent.0,
             name: make.name.clone().into_bytes(),
@@ -272,38 +289,43 @@ impl MasterClient {
             umask_applied: true,
         });
         let effect = if make.open { Effect::ChangesAndOpens } else { Effect::Changes };
-        match self.call(caller, body, effect)? {
-            meta_reply::Body::Opened(opened) => {
-                Ok(Opened { attr: convert::attr(opened.attr)?, content: opened.content, created: opened.created })
-            }
+        let answer = self.session.call(caller, body, effect)?;
+        match answer.body {
+            meta_reply::Body::Opened(opened) => Ok(Made {
+                attr: convert::attr(opened.attr)?,
+                content: opened.content,
+                created: opened.created,
+                time: answer.time,
+            }),
             meta_reply::Body::Entry(entry) if !make.open => {
-                Ok(Opened { attr: convert::attr(entry.attr)?, content: Bytes::new(), created: true })
+                Ok(Made { attr: convert::attr(entry.attr)?, content: Bytes::new(), created: true, time: answer.time })
             }
             _ => Err(missing("new inode")),
         }
     }
 
-    /// Removes a name of anything but a directory.
+    /// Removes a name of anything but a directory, and returns when: the directory's new mtime and ctime.
     ///
     /// # Errors
     ///
     /// `NoEntry`, `IsDirectory`, `Denied`, `NotPermitted` (sticky directory).
-    pub fn unlink(&self, caller: Caller, parent: InodeId, name: &Name) -> Result<(), FsError> {
+    pub fn unlink(&self, caller: Caller, parent: InodeId, name: &Name) -> Result<UnixNanos, FsError> {
         let body = meta_request::Body::Unlink(pb::Unlink { parent: parent.0, name: name.clone().into_bytes() });
-        self.done(caller, body, Effect::Changes)
+        self.done_at(caller, body)
     }
 
-    /// Removes an empty directory.
+    /// Removes an empty directory, and returns when: the parent's new mtime and ctime.
     ///
     /// # Errors
     ///
     /// `NoEntry`, `NotDirectory`, `NotEmpty`, `Denied`, `NotPermitted`.
-    pub fn rmdir(&self, caller: Caller, parent: InodeId, name: &Name) -> Result<(), FsError> {
+    pub fn rmdir(&self, caller: Caller, parent: InodeId, name: &Name) -> Result<UnixNanos, FsError> {
         let body = meta_request::Body::Rmdir(pb::Rmdir { parent: parent.0, name: name.clone().into_bytes() });
-        self.done(caller, body, Effect::Changes)
+        self.done_at(caller, body)
     }
 
-    /// Moves a name, over another one perhaps; `flags` as in renameat2(2).
+    /// Moves a name, over another one perhaps; `flags` as in renameat2(2). Returns when: the new mtime and ctime of both
+    /// directories.
     ///
     /// # Errors
     ///
@@ -315,7 +337,7 @@ impl MasterClient {
         (parent, name): (InodeId, &Name),
         (new_parent, new_name): (InodeId, &Name),
         flags: u32,
-    ) -> Result<(), FsError> {
+    ) -> Result<UnixNanos, FsError> {
         let body = meta_request::Body::Rename(pb::Rename {
             parent: parent.0,
             name: name.clone().into_bytes(),
@@ -323,7 +345,7 @@ impl MasterClient {
             new_name: new_name.clone().into_bytes(),
             flags,
         });
-        self.done(caller, body, Effect::Changes)
+        self.done_at(caller, body)
     }
 
     /// Makes a further name for an inode.
@@ -332,11 +354,8 @@ impl MasterClient {
     ///
     /// `Exists`, `NoEntry`, `NotPermitted` (directories), `TooManyLinks`, `Denied`.
     pub fn link(&self, caller: Caller, inode: InodeId, parent: InodeId, name: &Name) -> Result<Attr, FsError> {
-        let body = meta_request::Body::Link(pb::Link {
-            inode: inode.0,
-            parent: parent.0,
-            name: name.clone().into_bytes(),
-        });
+        let body =
+            meta_request::Body::Link(pb::Link { inode: inode.0, parent: parent.0, name: name.clone().into_bytes() });
         self.entry(caller, body, Effect::Changes)
     }
 
@@ -362,7 +381,7 @@ impl MasterClient {
         let body = meta_request::Body::Open(pb::Open { inode: inode.0, write });
         match self.call(caller, body, Effect::Opens)? {
             meta_reply::Body::Opened(opened) => {
-                Ok(Opened { attr: convert::attr(opened.attr)?, content: opened.content, created: opened.created })
+                Ok(Opened { attr: convert::attr(opened.attr)?, content: opened.content })
             }
             _ => Err(missing("open file")),
         }
@@ -536,12 +555,8 @@ impl MasterClient {
         count: u32,
         mtime: UnixNanos,
     ) -> Result<Attr, FsError> {
-        let body = meta_request::Body::PunchChunks(pb::PunchChunks {
-            inode: inode.0,
-            first: first.0,
-            count,
-            mtime: mtime.0,
-        });
+        let body =
+            meta_request::Body::PunchChunks(pb::PunchChunks { inode: inode.0, first: first.0, count, mtime: mtime.0 });
         self.entry(Caller::MOUNT, body, Effect::ChangesContent)
     }
 
@@ -586,7 +601,11 @@ impl MasterClient {
     }
 
     fn call(&self, caller: Caller, body: meta_request::Body, effect: Effect) -> Result<meta_reply::Body, FsError> {
-        self.session.call(caller, body, effect)
+        self.session.call(caller, body, effect).map(|answer| answer.body)
+    }
+
+    fn done_at(&self, caller: Caller, body: meta_request::Body) -> Result<UnixNanos, FsError> {
+        self.session.call(caller, body, Effect::Changes).map(|answer| answer.time)
     }
 
     fn entry(&self, caller: Caller, body: meta_request::Body, effect: Effect) -> Result<Attr, FsError> {

@@ -20,7 +20,7 @@ mod session;
 pub use chunk::{ChunkClient, ReadData};
 pub use location::{Location, LocationCache, Replica};
 pub use master::{
-    AttrChange, Chunks, CommitWrite, Dirent, InlineData, Listing, Make, MasterClient, Opened, StatFs, TimeChange,
+    AttrChange, Chunks, CommitWrite, Dirent, InlineData, Listing, Made, Make, MasterClient, Opened, StatFs, TimeChange,
 };
 pub use retry::{Policy, Retry, RetryPlan};
 pub use session::SessionConfig;

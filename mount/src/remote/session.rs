@@ -17,14 +17,14 @@
 //! - No lock is held during a call; `recovery` is taken before `state`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dfs_proto::env::{random_bytes, random_u64};
 use dfs_proto::wire::pb::{self, meta_reply, meta_request};
 use dfs_proto::wire::{Connection, FrameKind, Identity, WireError, connect, offer_hello};
-use dfs_proto::{BootSession, ClusterId, FsError, InodeId, NodeId, Seq, SessionId};
+use dfs_proto::{BootSession, ClusterId, FsError, InodeId, NodeId, Seq, SessionId, UnixNanos};
 use parking_lot::{Condvar, Mutex};
 
 use super::convert::{self, missing};
@@ -38,11 +38,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections kept open while nobody uses them; with as many as there are threads nobody ever waits for one.
 const IDLE_MAX: usize = 32;
 /// Replies that are kept for a replay. Above it, calls first wait until the master has synced.
-const KEPT_MAX: usize = 8_192;
+const KEPT_MAX: usize = 4_096;
 /// How often the master hears of us at least, and how old `durable_seq` may become.
 const PING_EVERY: Duration = Duration::from_secs(1);
 /// Releases are gathered for so long: nobody waits for one, and each would cost a round trip.
 const RELEASE_DELAY: Duration = Duration::from_millis(50);
+/// How long the master is asked to take the session back. It ends by itself if not.
+const CLOSE_MS: u64 = 5_000;
 /// Inodes in one request of releases or reclaimed opens.
 const OPENS_BATCH: usize = 10_000;
 
@@ -102,6 +104,16 @@ pub(super) struct Session {
     /// Held by the one thread that reclaims and replays, or opens another session.
     recovery: Mutex<()>,
     wakeup: Condvar,
+    on_lost: OnceLock<OnLost>,
+}
+
+/// What is to be done when the session is lost.
+struct OnLost(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for OnLost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnLost(..)")
+    }
 }
 
 #[derive(Debug)]
@@ -132,6 +144,14 @@ struct State {
 struct Kept {
     request: pb::MetaRequest,
     replay: pb::Replay,
+}
+
+/// What a call brought.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) body: meta_reply::Body,
+    /// The time the operation used.
+    pub(super) time: UnixNanos,
 }
 
 /// Why an attempt gave no reply.
@@ -170,6 +190,7 @@ impl Session {
             state: Mutex::new(state),
             recovery: Mutex::new(()),
             wakeup: Condvar::new(),
+            on_lost: OnceLock::new(),
         });
         let root = retry::run(connect_policy, "open session", |_| session.open_at_master(), |_| ())?;
         let weak = Arc::downgrade(&session);
@@ -179,6 +200,11 @@ impl Session {
             .map_err(|error| FsError::Io(format!("no thread for the session: {error}")))?;
         session.state.lock().background = Some(background);
         Ok((session, root))
+    }
+
+    pub(super) fn on_lost(&self, act: impl Fn() + Send + Sync + 'static) {
+        // The first one stays: there is one mount to a session.
+        let _ = self.on_lost.set(OnLost(Box::new(act)));
     }
 
     pub(super) fn id(&self) -> SessionId {
@@ -208,13 +234,13 @@ impl Session {
             // A panic there has been reported already.
             let _ = thread.join();
         }
-        self.send_releases();
-        let synced = self.sync();
-        let policy = Policy::Soft { ms: 5_000 };
-        let request = meta_request::Body::SessionClose(pb::SessionClose {});
-        let closed = self.call_within(policy, Caller::MOUNT, request, Effect::Reads).map(drop);
+        let outcome = self.sync().and_then(|()| {
+            // What is open ends with the session: no releases are needed.
+            let request = meta_request::Body::SessionClose(pb::SessionClose {});
+            self.call_within(Policy::Soft { ms: CLOSE_MS }, Caller::MOUNT, request, Effect::Reads)
+        });
         self.state.lock().idle.clear();
-        synced.and(closed)
+        outcome.map(drop)
     }
 
     pub(super) fn release(&self, inode: InodeId) {
@@ -245,12 +271,7 @@ impl Session {
         self.call(Caller::MOUNT, meta_request::Body::Sync(pb::Sync { seq: seq.0 }), Effect::Reads).map(drop)
     }
 
-    pub(super) fn call(
-        &self,
-        caller: Caller,
-        body: meta_request::Body,
-        effect: Effect,
-    ) -> Result<meta_reply::Body, FsError> {
+    pub(super) fn call(&self, caller: Caller, body: meta_request::Body, effect: Effect) -> Result<Answer, FsError> {
         self.call_within(self.config.policy, caller, body, effect)
     }
 
@@ -260,7 +281,7 @@ impl Session {
         caller: Caller,
         body: meta_request::Body,
         effect: Effect,
-    ) -> Result<meta_reply::Body, FsError> {
+    ) -> Result<Answer, FsError> {
         let op = op_name(&body);
         let (number, acked_below) = if effect.is_recorded() { self.take_number()? } else { (0, 0) };
         let _in_flight = InFlight { session: self, number };
@@ -292,7 +313,8 @@ impl Session {
                         error => return Ok(Err(error)),
                     },
                     None if self.accept(&mut request, &reply, effect, boot) => {
-                        return Ok(reply.body.ok_or_else(|| missing("body")));
+                        let time = UnixNanos(reply.time);
+                        return Ok(reply.body.map(|body| Answer { body, time }).ok_or_else(|| missing("body")));
                     }
                     // The master restarted behind this reply, too late to be replayed with the others: again, alone.
                     None => {}
@@ -592,6 +614,9 @@ impl Session {
             %old, %session, changes_not_durable = lost,
             "the master ended this mount's session: data that was not written yet is lost, and reported by fsync and close"
         );
+        if let Some(OnLost(act)) = self.on_lost.get() {
+            act();
+        }
         let (mut connection, _) = self.dial(true)?;
         for batch in opens.chunks(OPENS_BATCH) {
             self.ask(&mut connection, &reclaim(batch.to_vec(), true))?;
@@ -606,9 +631,7 @@ impl Session {
                 let inodes: Vec<u64> = state.releases.keys().copied().take(OPENS_BATCH).collect();
                 inodes
                     .into_iter()
-                    .filter_map(|inode| {
-                        state.releases.remove(&inode).map(|count| pb::OpenCount { inode, count })
-                    })
+                    .filter_map(|inode| state.releases.remove(&inode).map(|count| pb::OpenCount { inode, count }))
                     .collect()
             };
             if batch.is_empty() {
