@@ -112,9 +112,26 @@ pub struct Node {
     /// Chunks placed there since its last report. A number to balance by, so that placement can share the table.
     recent: AtomicU64,
     deletions: BTreeSet<ChunkId>,
+    /// Deletions that were reported as done and are not on record as such yet.
+    deleted: BTreeSet<ChunkId>,
+    recorded_replicas: u64,
 }
 
 impl Node {
+    fn new(facts: NodeFacts) -> Self {
+        Self {
+            facts,
+            boot: None,
+            last_seen: None,
+            disks: Vec::new(),
+            lease_until: MonoMs(0),
+            recent: AtomicU64::new(0),
+            deletions: BTreeSet::new(),
+            deleted: BTreeSet::new(),
+            recorded_replicas: 0,
+        }
+    }
+
     /// Returns the size of its working disks, in bytes.
     pub fn capacity_bytes(&self) -> u64 {
         self.working_disks().map(|disk| disk.capacity_bytes).sum()
@@ -128,6 +145,11 @@ impl Node {
     /// Returns the replicas on its working disks.
     pub fn replicas(&self) -> u64 {
         self.working_disks().map(|disk| disk.replicas).sum()
+    }
+
+    /// Returns the replicas it should have, as of the caretaker's last count of the chunk records.
+    pub fn recorded_replicas(&self) -> u64 {
+        self.recorded_replicas
     }
 
     /// Returns how many deletions it has been told of, or will be, and has not reported as done.
@@ -177,15 +199,7 @@ impl NodeTable {
     /// Adds nodes that are on record but have not registered with this run of the master: offline until they do.
     pub fn restore(&mut self, known: impl IntoIterator<Item = (NodeId, NodeFacts)>) {
         for (id, facts) in known {
-            self.nodes.entry(id).or_insert(Node {
-                facts,
-                boot: None,
-                last_seen: None,
-                disks: Vec::new(),
-                lease_until: MonoMs(0),
-                recent: AtomicU64::new(0),
-                deletions: BTreeSet::new(),
-            });
+            self.nodes.entry(id).or_insert_with(|| Node::new(facts));
         }
     }
 
@@ -199,16 +213,18 @@ impl NodeTable {
     /// An earlier boot session loses the id at once: whoever registers holds the lock of the data directory, so the
     /// other process is gone.
     pub fn register(&mut self, id: NodeId, facts: NodeFacts, boot: BootSession, disks: Vec<Disk>, now: MonoMs) {
-        let deletions = self.nodes.remove(&id).map(|node| node.deletions).unwrap_or_default();
-        let node = Node {
-            facts,
+        let mut node = Node {
             boot: Some(boot),
             last_seen: Some(now),
             disks,
             lease_until: now.plus(self.lease_ms),
-            recent: AtomicU64::new(0),
-            deletions,
+            ..Node::new(facts)
         };
+        if let Some(before) = self.nodes.remove(&id) {
+            node.deletions = before.deletions;
+            node.deleted = before.deleted;
+            node.recorded_replicas = before.recorded_replicas;
+        }
         self.ring.set(id, node.capacity_bytes());
         self.nodes.insert(id, node);
     }
@@ -223,6 +239,10 @@ impl NodeTable {
         node.lease_until = lease_until;
         for chunk in deleted {
             node.deletions.remove(chunk);
+            // What does not fit is ordered again, and reported again.
+            if node.deleted.len() < DELETE_QUEUE_MAX {
+                node.deleted.insert(*chunk);
+            }
         }
         Some(PulseAnswer { delete: node.deletions.iter().take(DELETE_ORDERS_MAX).copied().collect() })
     }
@@ -253,6 +273,19 @@ impl NodeTable {
             }
         }
         taken
+    }
+
+    /// Takes the deletions that were reported as done since the last call, by node.
+    pub fn take_deleted(&mut self) -> Vec<(NodeId, Vec<ChunkId>)> {
+        let with_any = self.nodes.iter_mut().filter(|(_, node)| !node.deleted.is_empty());
+        with_any.map(|(id, node)| (*id, std::mem::take(&mut node.deleted).into_iter().collect())).collect()
+    }
+
+    /// Takes note of how many replicas each node holds by the chunk records; nodes that are not in `counts` hold none.
+    pub fn set_recorded_replicas(&mut self, counts: &BTreeMap<NodeId, u64>) {
+        for (id, node) in &mut self.nodes {
+            node.recorded_replicas = counts.get(id).copied().unwrap_or(0);
+        }
     }
 
     /// Returns node `id`.
@@ -479,6 +512,8 @@ mod tests {
         assert_eq!(pulse(&mut table, &[]), [5, 7]);
         assert_eq!(pulse(&mut table, &[5, 99]), [7]);
         assert_eq!(pulse(&mut table, &[7]), Vec::<u64>::new());
+        assert_eq!(table.take_deleted(), [(ONE, vec![ChunkId(5), ChunkId(7), ChunkId(99)])]);
+        assert_eq!(table.take_deleted(), []);
     }
 
     #[test]

@@ -8,10 +8,14 @@
 
 #![allow(clippy::disallowed_methods, reason = "a shell: it owns sockets, threads, files and the clock")]
 
+pub mod admin;
+pub mod caretaker;
 pub mod config;
 pub mod executor;
+pub mod http;
 pub mod master;
 pub mod metrics;
+pub mod nodes;
 
 // `Master::start` runs these, on the master's tokio runtime (they are declared here when their owner commits them):
 //   nodes::serve(Arc<Shared>, address: &str) -> async std::io::Result<SocketAddr>     both gRPC services

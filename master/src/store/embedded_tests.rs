@@ -339,3 +339,88 @@ fn figures_of_commits_and_syncs() {
     let store = EmbeddedStore::open(directory.path()).unwrap();
     println!("open: {:?}, {} MiB of journals", started.elapsed(), store.database.journal_disk_space().unwrap() >> 20);
 }
+
+/// SplitMix64: the same history at each run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+#[test]
+fn it_agrees_with_a_sorted_map_through_flushes_compactions_and_restarts() {
+    let mut random = Random(2_026);
+    let directory = tempfile::tempdir().unwrap();
+    let model = crate::store::memory::MemoryStore::new();
+    let mut store = EmbeddedStore::open(directory.path()).unwrap();
+    for seq in 1..=600 {
+        let mut touched = std::collections::BTreeMap::new();
+        for _ in 0..random.below(8) {
+            let key = Bytes::from(format!("key {:03}", random.below(200)));
+            let value = vec![seq as u8; random.below(if seq % 50 == 0 { 70_000 } else { 300 }) as usize];
+            touched.insert(key, (random.below(3) > 0).then_some(Bytes::from(value)));
+        }
+        let mut batch = Batch { seq: Seq(seq), ..Default::default() };
+        for (key, value) in touched {
+            match value {
+                Some(value) => batch.puts.push((key, value)),
+                None => batch.deletes.push(key),
+            }
+        }
+        store.commit(&batch).unwrap();
+        model.commit(&batch).unwrap();
+        match random.below(40) {
+            0 => store.records.rotate_memtable_and_wait().unwrap(),
+            1 => store.records.major_compact().unwrap(),
+            2 => assert_eq!(store.sync().unwrap(), Seq(seq)),
+            3 => {
+                drop(store);
+                store = EmbeddedStore::open(directory.path()).unwrap();
+                assert_eq!(store.last_seq(), Seq(seq));
+            }
+            _ => {}
+        }
+        let (from, to) = (random.below(200), random.below(220));
+        let (from, to) = (format!("key {from:03}"), format!("key {to:03}"));
+        let limit = random.below(50) as usize;
+        assert_eq!(
+            store.scan(from.as_bytes(), to.as_bytes(), limit).unwrap(),
+            model.scan(from.as_bytes(), to.as_bytes(), limit).unwrap(),
+            "after batch {seq}"
+        );
+        let key = format!("key {:03}", random.below(200));
+        assert_eq!(store.get(key.as_bytes()).unwrap(), model.get(key.as_bytes()).unwrap());
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_a_table_is_never_read_as_a_value() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(directory.path()).unwrap();
+    (1..=BATCHES).for_each(|seq| store.commit(&history(seq)).unwrap());
+    store.records.rotate_memtable_and_wait().unwrap();
+    store.sync().unwrap();
+    drop(store);
+    let tables = directory.path().join("fjall/keyspaces/1/tables");
+    let table = std::fs::read_dir(&tables).unwrap().next().unwrap().unwrap().path();
+    let good = std::fs::read(&table).unwrap();
+    let mut refused = 0;
+    for at in (0..good.len()).step_by(good.len() / 60) {
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (at % 8);
+        std::fs::write(&table, &bad).unwrap();
+        // fjall checks a table when it reads it, so a bad one is found at the start or at the first read.
+        match EmbeddedStore::open(directory.path()).and_then(|store| store.scan(&[1], &[0xff], 1_000)) {
+            Ok(found) => assert_eq!(found, expected(BATCHES), "byte {at}"),
+            Err(StoreError::Engine(_) | StoreError::Corrupt(_)) => refused += 1,
+            Err(other) => panic!("byte {at}: {other}"),
+        }
+    }
+    assert!(refused > 0);
+}

@@ -1,0 +1,165 @@
+//! The admin service: what `dfs status`, `dfs top` and `dfs info` show.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dfs_proto::limits::REPLICAS;
+use dfs_proto::wire::pb;
+use dfs_proto::{InodeId, MonoMs, NodeId};
+use tonic::{Request, Response, Status};
+
+use super::Shared;
+use super::executor::Info;
+use crate::core::care::{ChunkFacts, SessionFacts};
+use crate::core::node_table::{Disk, Node, NodeState, NodeTable};
+use pb::admin_server::Admin;
+
+/// Chunks that `Info` lists if the caller does not say how many.
+const CHUNKS_DEFAULT: usize = 1_000;
+/// Most chunks that it lists.
+const CHUNKS_MAX: usize = 10_000;
+/// Most bytes of a path.
+const PATH_BYTES_MAX: usize = 4_096;
+
+/// The admin service of one master.
+pub struct AdminService {
+    shared: Arc<Shared>,
+}
+
+impl AdminService {
+    /// Returns the service over what all services share.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    fn status_now(&self) -> pb::StatusReply {
+        let shared = &self.shared;
+        let now = shared.clock.mono();
+        let counters = shared.executor.counters();
+        let (seq, durable_seq) = shared.executor.seqs();
+        let sessions = shared.executor.sessions();
+        let table = shared.nodes.read();
+        let space = table.space(now);
+        pb::StatusReply {
+            cluster_id: Bytes::copy_from_slice(&shared.cluster.0),
+            software: env!("CARGO_PKG_VERSION").into(),
+            uptime_ms: now.since(shared.started),
+            engine: match shared.config.engine {
+                super::config::EngineKind::Memory => "memory".into(),
+                super::config::EngineKind::Embedded => "embedded".into(),
+            },
+            inodes: counters.inodes,
+            chunks: counters.chunks,
+            orphans: counters.orphans,
+            reclaim_pending: counters.reclaim_pending,
+            logical_bytes: counters.logical_bytes,
+            seq: seq.0,
+            durable_seq: durable_seq.0,
+            nodes: table.iter().map(|(id, node)| node_status(&table, id, node, now)).collect(),
+            sessions: sessions.into_iter().map(session_status).collect(),
+            total_bytes: space.total_bytes / u64::from(REPLICAS),
+            free_bytes: space.free_bytes / u64::from(REPLICAS),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn status(&self, _request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusReply>, Status> {
+        Ok(Response::new(self.status_now()))
+    }
+
+    async fn info(&self, request: Request<pb::InfoRequest>) -> Result<Response<pb::InfoReply>, Status> {
+        let request = request.into_inner();
+        if request.path.len() > PATH_BYTES_MAX {
+            return Err(Status::invalid_argument(format!("a path of more than {PATH_BYTES_MAX} bytes")));
+        }
+        let chunks_max = match request.chunks_max as usize {
+            0 => CHUNKS_DEFAULT,
+            asked => asked.min(CHUNKS_MAX),
+        };
+        let executor = Arc::clone(&self.shared.executor);
+        let found =
+            tokio::task::spawn_blocking(move || executor.info(&request.path, InodeId(request.inode), chunks_max)).await;
+        let found = found.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(match found {
+            Ok(info) => {
+                let now = self.shared.clock.mono();
+                info_reply(info, &self.shared.nodes.read(), now)
+            }
+            Err(error) => pb::InfoReply { error: error.to_string(), ..Default::default() },
+        }))
+    }
+}
+
+fn node_status(table: &NodeTable, id: NodeId, node: &Node, now: MonoMs) -> pb::NodeStatus {
+    let state = table.state(id, now);
+    pb::NodeStatus {
+        node: id.0,
+        host: node.facts.host.clone(),
+        data_address: node.facts.data_address.clone(),
+        http_address: node.facts.http_address.clone(),
+        rack: node.facts.rack.clone(),
+        lease_valid: state == NodeState::Online,
+        online: state != NodeState::Offline,
+        // One that was never heard of is as old as can be said.
+        last_seen_ms: node.last_seen.map_or(u64::MAX, |seen| now.since(seen)),
+        disks: node.disks.iter().map(disk_status).collect(),
+        software: node.facts.software.clone(),
+        replicas: node.recorded_replicas(),
+    }
+}
+
+fn disk_status(disk: &Disk) -> pb::Disk {
+    pb::Disk {
+        disk_id: Bytes::copy_from_slice(&disk.disk_id),
+        path: disk.path.clone(),
+        capacity_bytes: disk.capacity_bytes,
+        free_bytes: disk.free_bytes,
+        replicas: disk.replicas,
+        failed: disk.failed,
+    }
+}
+
+fn session_status(facts: SessionFacts) -> pb::SessionStatus {
+    pb::SessionStatus {
+        session: facts.session.0,
+        host: facts.host,
+        mount_point: facts.mount_point,
+        software: facts.software,
+        last_seen_ms: facts.last_seen_ms,
+        open_files: facts.open_files,
+        metrics_address: facts.metrics_address,
+    }
+}
+
+fn info_reply(info: Info, table: &NodeTable, now: MonoMs) -> pb::InfoReply {
+    pb::InfoReply {
+        found: true,
+        error: String::new(),
+        inode: None,
+        chunks: info.chunks.iter().map(|chunk| info_chunk(chunk, table, now)).collect(),
+        more_chunks: info.more_chunks,
+    }
+}
+
+fn info_chunk(chunk: &ChunkFacts, table: &NodeTable, now: MonoMs) -> pb::InfoChunk {
+    let replica = |node: &NodeId, state: &str| {
+        let location = table.location(*node, now);
+        pb::InfoReplica {
+            node: node.0,
+            online: location.as_ref().is_some_and(|location| location.online),
+            address: location.map(|location| location.address).unwrap_or_default(),
+            state: state.to_owned(),
+        }
+    };
+    let in_sync = chunk.in_sync.iter().map(|node| replica(node, "in_sync"));
+    let syncing = chunk.syncing.iter().map(|node| replica(node, "syncing"));
+    pb::InfoChunk {
+        index: chunk.index.0,
+        chunk: chunk.chunk.0,
+        version: chunk.version.0,
+        primary: chunk.primary.0,
+        replicas: in_sync.chain(syncing).collect(),
+    }
+}
