@@ -56,3 +56,33 @@ impl Attr {
         1 << self.chunk_size_log2
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Returns attributes of an empty regular file.
+    pub(crate) fn attr(inode: u64) -> Attr {
+        Attr {
+            inode: InodeId(inode),
+            kind: Kind::File,
+            mode: 0o644,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            rdev: 0,
+            atime: UnixNanos(0),
+            mtime: UnixNanos(0),
+            ctime: UnixNanos(0),
+            btime: UnixNanos(0),
+            data_version: 1,
+            chunks: 0,
+            is_inline: true,
+            parent: InodeId(0),
+            chunk_size_log2: dfs_proto::limits::CHUNK_SIZE_LOG2,
+            replicas: dfs_proto::limits::REPLICAS,
+            seq: Seq(1),
+        }
+    }
+}
