@@ -424,3 +424,52 @@ fn a_flipped_bit_in_a_table_is_never_read_as_a_value() {
     }
     assert!(refused > 0);
 }
+
+const CHILD_DIRECTORY: &str = "DFS_TEST_STORE_OF_CHILD";
+
+/// Commits until it is killed, and says after each batch which one it was.
+fn commit_until_killed(directory: &Path) {
+    use std::io::Write;
+    let store = EmbeddedStore::open(directory).unwrap();
+    let mut out = std::io::stdout();
+    for seq in store.last_seq().0 + 1.. {
+        store.commit(&history(seq)).unwrap();
+        if seq % 64 == 0 {
+            store.sync().unwrap();
+        }
+        if seq % 100 == 0 {
+            store.records.rotate_memtable().unwrap();
+        }
+        writeln!(out, "committed {seq}").unwrap();
+    }
+}
+
+#[test]
+fn kill_9_loses_no_committed_batch() {
+    use std::io::{BufRead, BufReader};
+    if let Some(directory) = std::env::var_os(CHILD_DIRECTORY) {
+        return commit_until_killed(Path::new(&directory));
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mut last = 0;
+    for round in 1..=4u64 {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "store::embedded::tests::kill_9_loses_no_committed_batch", "--nocapture"])
+            .env(CHILD_DIRECTORY, directory.path())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let told = |line: std::io::Result<String>| line.unwrap().strip_prefix("committed ")?.parse::<u64>().ok();
+        let goal = last + 97 * round;
+        last = lines.by_ref().filter_map(told).find(|seq| *seq >= goal).expect("the child goes on");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        last = lines.filter_map(told).last().unwrap_or(last);
+        let store = EmbeddedStore::open(directory.path()).unwrap();
+        let found = store.last_seq().0;
+        assert!(found == last || found == last + 1, "{last} was committed, {found} is there");
+        assert_eq!(store.scan(&[1], &[0xff], 1_000).unwrap(), expected(found), "all of it");
+        last = found;
+    }
+}
