@@ -1,10 +1,25 @@
 //! What the master decides: pure functions over plain data, with the time and every random seed as arguments.
 //!
 //! ```text
-//! request ──▶ op::* ( view of records, now ) ──▶ outcome { puts, deletes, reply }      no clock, no I/O, no engine
+//! request ──▶ op::run ( view of records, now ) ──▶ outcome { puts, deletes, reply }      no clock, no I/O, no engine
 //! ```
+//!
+//! - records and their keys: [`key`], [`record`]
+//! - operations: [`request`], [`view`], [`op`], [`outcome`]
+//! - what is in memory only: [`opens`], [`session`], [`unsettled`], [`ids`]
+//! - chunk servers: [`node_table`], [`ring`], [`placement`]; what the caretaker asks for: [`care`]
 
 pub mod care;
+pub mod ids;
+pub mod key;
 pub mod node_table;
+pub mod op;
+pub mod opens;
+pub mod outcome;
 pub mod placement;
+pub mod record;
+pub mod request;
 pub mod ring;
+pub mod session;
+pub mod unsettled;
+pub mod view;

@@ -9,13 +9,17 @@
 #![allow(clippy::disallowed_methods, reason = "a shell: it owns sockets, threads, files and the clock")]
 
 pub mod admin;
+mod care_calls;
 pub mod caretaker;
 pub mod config;
+mod durability;
 pub mod executor;
 pub mod http;
 pub mod master;
 pub mod metrics;
 pub mod nodes;
+mod owner;
+mod records;
 
 // `Master::start` runs these, on the master's tokio runtime (they are declared here when their owner commits them):
 //   nodes::serve(Arc<Shared>, address: &str) -> async std::io::Result<SocketAddr>     both gRPC services
@@ -30,6 +34,8 @@ use dfs_proto::env::Clock;
 use dfs_proto::grant::GrantKey;
 use dfs_proto::{BootSession, ClusterId, MonoMs};
 use parking_lot::RwLock;
+
+
 
 use crate::core::node_table::NodeTable;
 use config::MasterConfig;

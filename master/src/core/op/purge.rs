@@ -1,0 +1,46 @@
+//! The purge of orphans that nobody has open, in bounded steps.
+
+use dfs_proto::{ChunkIndex, FsError, InodeId, UnixNanos};
+
+use super::{chunk_list, removal};
+use crate::core::key::{Key, Range};
+use crate::core::outcome::Outcome;
+use crate::core::record::Record;
+use crate::core::view::{Stop, View};
+
+/// Takes up to `limit` chunks from orphan `id`, and its attributes and itself once none is left. One that is open
+/// again, or gone, is left alone. The caller sees from the totals what was done, and from `purgeable` that there is
+/// more to do.
+///
+/// # Errors
+///
+/// [`FsError::Io`] if an orphan record has no inode; [`Stop`].
+pub fn purge(view: &View<'_>, now: UnixNanos, id: InodeId, limit: usize) -> Result<Outcome, Stop> {
+    let mut outcome = Outcome::new(view);
+    if view.opens.is_open(id) || view.find(&Key::Orphan(id))?.is_none() {
+        return Ok(outcome);
+    }
+    let Some(Record::Inode(orphan)) = view.find(&Key::Inode(id))? else {
+        return Err(FsError::Io(format!("orphan {id} has no inode")).into());
+    };
+    if orphan.chunks > 0 {
+        let all = (ChunkIndex(0), ChunkIndex(u32::MAX));
+        let dropped = chunk_list::drop_range(&mut outcome, view, now, id, all, limit)?;
+        if dropped < orphan.chunks {
+            outcome.edit(view, id, |inode| inode.chunks -= dropped)?;
+            outcome.purgeable.push(id);
+            return Ok(outcome);
+        }
+    }
+    if orphan.xattrs > 0 {
+        for (key, _) in view.scan(Range::xattrs(id))?.iter() {
+            outcome.delete(key.clone());
+        }
+    }
+    outcome.delete(Key::Orphan(id));
+    outcome.totals.orphans -= 1;
+    let mut empty = (*orphan).clone();
+    (empty.chunks, empty.xattrs) = (0, 0);
+    removal::erase(&mut outcome, view, now, &empty)?;
+    Ok(outcome)
+}

@@ -1,0 +1,80 @@
+//! A chunk of a file: which servers hold it, at which version, and which one orders its writes.
+
+use bytes::Bytes;
+use dfs_proto::{ChunkId, NodeId, Seq, Version};
+
+use super::{RecordError, open, seal};
+
+/// A chunk of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Its identity, never reused.
+    pub id: ChunkId,
+    /// Raised at every change of the replica set or the primary.
+    pub version: Version,
+    /// The replica that orders writes; one of `in_sync`.
+    pub primary: NodeId,
+    /// Replicas that have every acknowledged write.
+    pub in_sync: Vec<NodeId>,
+    /// Replicas that are being filled.
+    pub syncing: Vec<NodeId>,
+    /// Some write to it was reported: from here on an absent replica is a lost one, not an empty one.
+    pub is_written: bool,
+    /// Log position of the last change.
+    pub seq: Seq,
+}
+
+impl Chunk {
+    /// Returns every server that may hold a replica.
+    pub fn holders(&self) -> impl Iterator<Item = NodeId> {
+        self.in_sync.iter().chain(&self.syncing).copied()
+    }
+
+    pub(super) fn encode(&self) -> Bytes {
+        seal(&StoredChunk {
+            id: self.id.0,
+            version: self.version.0,
+            primary: self.primary.0,
+            in_sync: self.in_sync.iter().map(|node| node.0).collect(),
+            syncing: self.syncing.iter().map(|node| node.0).collect(),
+            is_written: self.is_written,
+            seq: self.seq.0,
+        })
+    }
+
+    pub(super) fn decode(bytes: &Bytes) -> Result<Self, RecordError> {
+        let stored: StoredChunk = open("chunk", bytes)?;
+        let primary = NodeId(stored.primary);
+        let in_sync: Vec<NodeId> = stored.in_sync.into_iter().map(NodeId).collect();
+        if !in_sync.contains(&primary) {
+            return Err(RecordError { kind: "chunk", what: "the primary is not in sync" });
+        }
+        Ok(Self {
+            id: ChunkId(stored.id),
+            version: Version(stored.version),
+            primary,
+            in_sync,
+            syncing: stored.syncing.into_iter().map(NodeId).collect(),
+            is_written: stored.is_written,
+            seq: Seq(stored.seq),
+        })
+    }
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredChunk {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+    #[prost(uint64, tag = "2")]
+    version: u64,
+    #[prost(uint32, tag = "3")]
+    primary: u32,
+    #[prost(uint32, repeated, tag = "4")]
+    in_sync: Vec<u32>,
+    #[prost(uint32, repeated, tag = "5")]
+    syncing: Vec<u32>,
+    #[prost(bool, tag = "6")]
+    is_written: bool,
+    #[prost(uint64, tag = "7")]
+    seq: u64,
+}

@@ -1,0 +1,333 @@
+//! What the caretaker, the node service and the pages ask of the executor.
+
+use std::sync::Arc;
+
+use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, Kind, Name, NodeId};
+
+use super::executor::Executor;
+use super::owner::Owner;
+use crate::core::care::{ChunkFacts, CutIntent, NodeFacts, PurgeProgress, ReclaimEntry, SessionFacts};
+use crate::core::key::{Key, Range};
+use crate::core::op;
+use crate::core::outcome::{Body, Outcome};
+use crate::core::record::{Chunk, Inode, Record};
+
+/// Most chunks that are looked up among those handed out for deletion; above that the memory of them starts anew, and
+/// some deletions are ordered twice.
+const RECLAIMS_GIVEN_MAX: usize = 200_000;
+/// A truncate that is not finished after this is taken over by the caretaker.
+const CUT_AGE_NS: i64 = 15_000_000_000;
+
+/// What is recorded of one inode.
+#[derive(Clone, Debug)]
+pub struct Info {
+    /// The inode.
+    pub inode: Arc<Inode>,
+    /// Its first chunks.
+    pub chunks: Vec<ChunkFacts>,
+    /// Whether it has more.
+    pub more_chunks: bool,
+}
+
+impl Executor {
+    /// Returns the node id of the server `facts` speak of, a new one at its first registration; durable on return.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Io`].
+    pub fn register_node(&self, facts: &NodeFacts) -> Result<NodeId, FsError> {
+        let facts = facts.clone();
+        let (id, durable_first) = self.with(move |owner| {
+            let known = owner.nodes_on_record.get(&facts.server_id).copied();
+            let id = std::cell::Cell::new(NodeId(0));
+            let applied = owner.internal(|view| {
+                let (registered, outcome) = op::register_node(view, known, &facts)?;
+                id.set(registered);
+                Ok(outcome)
+            })?;
+            owner.nodes_on_record.insert(facts.server_id, id.get());
+            Ok((id.get(), applied.durable_first))
+        })?;
+        if durable_first.0 > 0 {
+            self.wait_durable(durable_first)?;
+        }
+        Ok(id)
+    }
+
+    /// Returns all chunk servers that ever registered, by id. For filling the node table at a start.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Io`].
+    pub fn known_nodes(&self) -> Result<Vec<(NodeId, NodeFacts)>, FsError> {
+        self.with(|owner| {
+            let nodes = scan(owner, Range::nodes())?.into_iter();
+            Ok(nodes
+                .filter_map(|(key, record)| match (key, record) {
+                    (Key::Node(id), Record::Node(node)) => Some((id, node.facts.clone())),
+                    _ => None,
+                })
+                .collect())
+        })
+    }
+
+    /// Returns up to `limit` chunks whose replicas are due for deletion now. Later calls go on after them, and begin
+    /// anew at the end: servers that are away do not hold up the others.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Io`].
+    pub fn reclaim_due(&self, limit: usize) -> Result<Vec<ReclaimEntry>, FsError> {
+        self.with(move |owner| {
+            let until = owner.clock.wall();
+            let found = scan(owner, Range::reclaims(owner.reclaim_cursor.as_ref(), until, limit))?;
+            let is_end = found.len() < limit;
+            owner.reclaim_cursor = if is_end { None } else { found.last().map(|(key, _)| key.clone()) };
+            if owner.reclaims_given.len() > RECLAIMS_GIVEN_MAX {
+                owner.reclaims_given.clear();
+            }
+            let mut entries = Vec::with_capacity(found.len());
+            for (key, record) in found {
+                if let (Key::Reclaim(due, chunk), Record::Reclaim(reclaim)) = (key, record) {
+                    owner.reclaims_given.insert(chunk, due);
+                    entries.push(ReclaimEntry { chunk, due, nodes: reclaim.nodes.clone() });
+                }
+            }
+            Ok(entries)
+        })
+    }
+
+    /// Records that `node` has deleted its replicas of `chunks`; an entry without nodes left is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Io`].
+    pub fn reclaim_done(&self, node: NodeId, chunks: &[ChunkId]) -> Result<(), FsError> {
+        let chunks = chunks.to_vec();
+        self.with(move |owner| {
+            let given = |chunk: &ChunkId| owner.reclaims_given.get(chunk).map(|due| (*due, *chunk));
+            let entries: Vec<_> = chunks.iter().filter_map(given).collect();
+            owner.internal(|view| op::reclaim_done(view, node, &entries))?;
+            Ok(())
+        })
+    }
+
+    /// Purges orphans that nobody has open, at most about `limit` chunks of them. Nothing during the reclaim window.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Io`].
+    pub fn purge_orphans(&self, limit: usize) -> Result<PurgeProgress, FsError> {
+        self.with(move |owner| {
+            let mut progress = PurgeProgress::default();
+            if owner.is_in_reclaim_window() {
+                return Ok(progress);
+            }
+            let mut budget = limit.max(1);
+            while budget > 0
+                && let Some(id) = owner.purgeable.pop_first()
+            {
+                let now = owner.clock.wall();
+                let applied = owner.internal(|view| op::purge(view, now, id, budget))?;
+                let chunks = applied.totals.chunks.unsigned_abs();
+                progress.chunks += chunks;
+                progress.inodes += applied.totals.inodes.unsigned_abs();
+                budget = budget.saturating_sub(chunks as usize + 1);
+            }
+            progress.more = !owner.purgeable.is_empty();
+            Ok(progress)
+        })
+    }
+
+    /// Ends sessions whose lease ran out; returns how many. Does nothing during the reclaim window.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Io`].
+    pub fn expire_sessions(&self) -> Result<usize, FsError> {
+        self.with(|owner| {
+            if owner.is_in_reclaim_window() {
+                return Ok(0);
+            }
+            let expired = owner.sessions.expired(owner.clock.mono(), owner.spans.session_ms);
+            for session in &expired {
+                tracing::warn!(session = %session, "the session's lease ran out");
+                owner.close_session(*session).result?;
+            }
+            Ok(expired.len())
+        })
+    }
+
+    /// Returns up to `limit` truncates that still have to zero a chunk's tail and that nobody is at work on any more.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Io`].
+    pub fn pending_cuts(&self, limit: usize) -> Result<Vec<CutIntent>, FsError> {
+        self.with(move |owner| {
+            let before = owner.clock.wall().0 - CUT_AGE_NS;
+            let cuts = scan(owner, Range { limit, ..Range::cuts() })?.into_iter();
+            Ok(cuts
+                .filter_map(|(key, record)| match (key, record) {
+                    (Key::Cut(inode), Record::Cut(cut)) if cut.since.0 < before || cut.since > owner.clock.wall() => {
+                        let (index, from, to) = (cut.index, cut.from, cut.to);
+                        Some(CutIntent { inode, index, from, to, number: cut.seq.0 })
+                    }
+                    _ => None,
+                })
+                .collect())
+        })
+    }
+
+    /// Records that the tail was zeroed.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Io`].
+    pub fn cut_done(&self, cut: &CutIntent) -> Result<(), FsError> {
+        let cut = cut.clone();
+        self.with(move |owner| owner.internal(|view| op::cut_done(view, &cut)).map(|_| ()))
+    }
+
+    /// Returns the chunk a pending truncate has to cut, whatever else waits for that; `None` if it is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Io`].
+    pub(super) fn chunk_to_cut(&self, cut: &CutIntent) -> Result<Option<(Arc<Inode>, Arc<Chunk>)>, FsError> {
+        let cut = cut.clone();
+        self.with(move |owner| {
+            let found = std::cell::RefCell::new(None);
+            owner.internal(|view| {
+                let is_pending = matches!(view.find(&Key::Cut(cut.inode))?,
+                    Some(Record::Cut(pending)) if pending.seq.0 == cut.number);
+                if is_pending
+                    && let Some(Record::Chunk(chunk)) = view.find(&Key::Chunk(cut.inode, cut.index))?
+                {
+                    *found.borrow_mut() = Some((view.inode(cut.inode)?, chunk));
+                }
+                Ok(Outcome::new(view))
+            })?;
+            Ok(found.into_inner())
+        })
+    }
+
+    /// Returns up to `limit` chunk records after `after` in order of (inode, index); `None` starts at the beginning.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Io`].
+    pub fn chunk_page(&self, after: Option<(InodeId, ChunkIndex)>, limit: usize) -> Result<Vec<ChunkFacts>, FsError> {
+        self.with(move |owner| {
+            let found = scan(owner, Range::chunks_after(after, limit))?.into_iter();
+            Ok(found.filter_map(|(key, record)| chunk_facts(&key, &record, None)).collect())
+        })
+    }
+
+    /// Returns the open sessions.
+    pub fn sessions(&self) -> Vec<SessionFacts> {
+        let facts = self.with(|owner| {
+            let now = owner.clock.mono();
+            let facts = owner.sessions.iter().map(|(id, session)| SessionFacts {
+                session: id,
+                host: session.record.host.clone(),
+                mount_point: session.record.mount_point.clone(),
+                software: session.record.software.clone(),
+                metrics_address: session.record.metrics_address.clone(),
+                last_seen_ms: now.since(session.last_seen),
+                open_files: owner.opens.files(id),
+            });
+            Ok(facts.collect())
+        });
+        facts.unwrap_or_default()
+    }
+
+    /// Returns the inode at `path` (absolute from the root, symlinks not followed), or `inode` if the path is empty,
+    /// with its first `chunks_max` chunks and whether there are more.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::NoEntry`], [`FsError::NotDirectory`], [`FsError::Invalid`] for what is no path, [`FsError::Io`].
+    pub fn info(&self, path: &[u8], inode: InodeId, chunks_max: usize) -> Result<Info, FsError> {
+        let names = path
+            .split(|byte| *byte == b'/')
+            .filter(|name| !name.is_empty())
+            .map(|name| Name::new(name.to_vec()))
+            .collect::<Result<Vec<Name>, FsError>>()?;
+        let start = if path.is_empty() { inode } else { InodeId::ROOT };
+        self.with(move |owner| {
+            let found = std::cell::RefCell::new(None);
+            owner.internal(|view| {
+                let mut at = start;
+                for name in &names {
+                    view.directory(at)?;
+                    at = view.dentry(at, name)?.inode;
+                }
+                *found.borrow_mut() = Some(view.inode(at)?);
+                Ok(Outcome::read(view, Body::Done))
+            })?;
+            let inode = found.into_inner().ok_or(FsError::NoEntry)?;
+            let mut chunks = Vec::new();
+            if inode.kind == Kind::File && inode.chunks > 0 {
+                let all = Range::chunks(inode.id, ChunkIndex(0), ChunkIndex(u32::MAX), chunks_max);
+                let page = scan(owner, all)?;
+                chunks = page.iter().filter_map(|(key, record)| chunk_facts(key, record, Some(&inode))).collect();
+            }
+            let more_chunks = (chunks.len() as u64) < inode.chunks;
+            Ok(Info { inode, chunks, more_chunks })
+        })
+    }
+
+    /// Counts all records anew, and returns the totals that the counters should show. For tests and checks: it reads
+    /// everything.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Io`].
+    pub fn recount(&self) -> Result<crate::core::care::Counters, FsError> {
+        self.with(|owner| {
+            let mut counters = crate::core::care::Counters::default();
+            for (_, record) in scan(owner, Range::everything())? {
+                match record {
+                    Record::Inode(inode) => {
+                        counters.inodes += 1;
+                        counters.logical_bytes += inode.logical_bytes();
+                    }
+                    Record::Chunk(_) => counters.chunks += 1,
+                    Record::Orphan(_) => counters.orphans += 1,
+                    Record::Reclaim(reclaim) => counters.reclaim_pending += reclaim.nodes.len() as u64,
+                    _ => {}
+                }
+            }
+            Ok(counters)
+        })
+    }
+
+    /// Returns all records as the store has them. For tests and checks.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Io`].
+    pub fn all_records(&self) -> Result<Vec<(Key, Record)>, FsError> {
+        self.with(|owner| scan(owner, Range::everything()))
+    }
+}
+
+/// Reads a range as of all that was done so far.
+fn scan(owner: &mut Owner, range: Range) -> Result<Vec<(Key, Record)>, FsError> {
+    owner.commit().and_then(|()| owner.records.read_range(&range)).map_err(|error| owner.stop_serving(&error))
+}
+
+fn chunk_facts(key: &Key, record: &Record, inode: Option<&Inode>) -> Option<ChunkFacts> {
+    let (Key::Chunk(of, index), Record::Chunk(chunk)) = (key, record) else { return None };
+    Some(ChunkFacts {
+        inode: *of,
+        index: *index,
+        chunk: chunk.id,
+        version: chunk.version,
+        primary: chunk.primary,
+        in_sync: chunk.in_sync.clone(),
+        syncing: chunk.syncing.clone(),
+        wanted: inode.map_or(dfs_proto::limits::REPLICAS, |inode| inode.replicas),
+    })
+}

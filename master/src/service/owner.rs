@@ -1,0 +1,543 @@
+//! The state that only one thread at a time touches, and what a request does to it.
+//!
+//! # Invariants
+//!
+//! - An operation's changes go into the batch whole or not at all, with the reply that a retry will get.
+//! - Nobody is told of a change before its batch is committed; the executor sees to that.
+//! - After the first error of the store nothing is served any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use dfs_proto::env::Clock;
+use dfs_proto::{ChunkId, FsError, InodeId, MonoMs, NodeId, Seq, SessionId, UnixNanos};
+use parking_lot::RwLock;
+
+use super::durability::Durability;
+use super::metrics::MasterMetrics;
+use super::records::RecordStore;
+use crate::core::care::{Counters, CutIntent};
+use crate::core::ids::FreshIds;
+use crate::core::key::{Key, Range};
+use crate::core::node_table::{NodeTable, Space};
+use crate::core::op;
+use crate::core::opens::Opens;
+use crate::core::outcome::{Body, OpenChange, Outcome};
+use crate::core::record::{IdMarks, Record, StoredCounters};
+use crate::core::request::{Call, Replay, Request, SessionOpen};
+use crate::core::session::{KeptReply, REPLIES_MAX, ReclaimWindow, Reply, Sessions};
+use crate::core::unsettled::Unsettled;
+use crate::core::view::{Cluster, Known, Records, Stop, View};
+use crate::store::StoreError;
+
+/// Positions that a restart leaves free above the last one found: more than can have been told to mounts and lost.
+const SEQ_GAP_AT_RESTART: u64 = 1 << 20;
+/// Times an operation may ask for more records. A path that is deep asks once a level.
+const ROUNDS_MAX: usize = 1_000_000;
+
+/// What a call gets.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    /// The reply, or why there is none.
+    pub(super) result: Result<Reply, FsError>,
+    /// It must not be given before everything up to here is durable.
+    pub(super) durable_first: Seq,
+    /// What the session may be told is durable, at most; `None`: everything that is.
+    pub(super) durable_max: Option<Seq>,
+    /// A chunk's tail to zero before the caller is told.
+    pub(super) cut: Option<CutIntent>,
+}
+
+impl Answer {
+    pub(super) fn failed(error: FsError) -> Self {
+        Self { result: Err(error), durable_first: Seq(0), durable_max: None, cut: None }
+    }
+
+    /// The answer to work that hands its result over itself.
+    pub(super) fn nothing() -> Self {
+        let reply = Reply { seq: Seq(0), time: UnixNanos(0), body: Body::Done };
+        Self { result: Ok(reply), durable_first: Seq(0), durable_max: None, cut: None }
+    }
+}
+
+/// Times by which the owner goes, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spans {
+    pub(super) reclaim_delay_ms: u64,
+    pub(super) session_ms: u64,
+    pub(super) reclaim_window_ms: u64,
+}
+
+/// The state that only one thread at a time touches.
+pub(super) struct Owner {
+    pub(super) records: RecordStore,
+    pub(super) sessions: Sessions,
+    pub(super) opens: Opens,
+    pub(super) counters: Counters,
+    /// Orphans that nobody has open, to be purged.
+    pub(super) purgeable: BTreeSet<InodeId>,
+    pub(super) nodes_on_record: BTreeMap<[u8; 16], NodeId>,
+    /// Where each reclaim entry that was handed out stands.
+    pub(super) reclaims_given: BTreeMap<ChunkId, UnixNanos>,
+    pub(super) reclaim_cursor: Option<Key>,
+    pub(super) spans: Spans,
+    pub(super) clock: Arc<dyn Clock>,
+    nodes: Arc<RwLock<NodeTable>>,
+    durability: Arc<Durability>,
+    metrics: Arc<MasterMetrics>,
+    unsettled: Unsettled,
+    ids: FreshIds,
+    /// Marks that are on their way to stable media, and the position at which they are.
+    reserving: Option<(IdMarks, Seq)>,
+    last_seq: Seq,
+    /// Where the log stood when this run began: what it found.
+    recovered: Seq,
+    window: Option<ReclaimWindow>,
+    requests_in_batch: usize,
+}
+
+/// The chunk servers as of one moment.
+struct ClusterNow<'a> {
+    nodes: &'a RwLock<NodeTable>,
+    now: MonoMs,
+}
+
+impl Cluster for ClusterNow<'_> {
+    fn place(&self, seed: u64, replicas: usize) -> Result<Vec<NodeId>, FsError> {
+        self.nodes.read().place(seed, replicas, self.now)
+    }
+
+    fn space(&self) -> Space {
+        self.nodes.read().space(self.now)
+    }
+}
+
+impl Owner {
+    /// Reads what there is in `records`, makes what a new file system needs, and reserves ids.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(super) fn load(
+        records: RecordStore,
+        nodes: Arc<RwLock<NodeTable>>,
+        clock: Arc<dyn Clock>,
+        durability: Arc<Durability>,
+        metrics: Arc<MasterMetrics>,
+        spans: Spans,
+    ) -> Result<Self, StoreError> {
+        let recovered = records.store().last_seq();
+        let marks = match records.store().get(&Key::Ids.encode())? {
+            Some(bytes) => match Record::decode(&Key::Ids, &bytes) {
+                Ok(Record::Ids(marks)) => marks,
+                other => return Err(StoreError::Corrupt(format!("id marks: {other:?}"))),
+            },
+            None => IdMarks::default(),
+        };
+        let counters = match records.store().get(&Key::Counters.encode())? {
+            Some(bytes) => match Record::decode(&Key::Counters, &bytes) {
+                Ok(Record::Counters(stored)) => stored.counters,
+                other => return Err(StoreError::Corrupt(format!("counters: {other:?}"))),
+            },
+            None => Counters::default(),
+        };
+        let now = clock.mono();
+        let gap = if recovered == Seq(0) { 0 } else { SEQ_GAP_AT_RESTART };
+        let mut owner = Self {
+            records,
+            sessions: Sessions::default(),
+            opens: Opens::default(),
+            counters,
+            purgeable: BTreeSet::new(),
+            nodes_on_record: BTreeMap::new(),
+            reclaims_given: BTreeMap::new(),
+            reclaim_cursor: None,
+            spans,
+            clock,
+            nodes,
+            durability,
+            metrics,
+            unsettled: Unsettled::default(),
+            ids: FreshIds::after(marks),
+            reserving: None,
+            last_seq: Seq(recovered.0 + gap),
+            recovered,
+            window: None,
+            requests_in_batch: 0,
+        };
+        owner.load_sessions(now)?;
+        for (key, record) in owner.records.read_range(&Range::nodes())? {
+            if let (Key::Node(id), Record::Node(node)) = (key, record) {
+                owner.nodes_on_record.insert(node.facts.server_id, id);
+            }
+        }
+        for (key, _) in owner.records.read_range(&Range::orphans())? {
+            if let Key::Orphan(id) = key {
+                owner.purgeable.insert(id);
+            }
+        }
+        owner.reserve_ids_now()?;
+        let wall = owner.clock.wall();
+        owner.internal(|view| op::make_root(view, wall)).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        owner.sync_now()?;
+        Ok(owner)
+    }
+
+    fn load_sessions(&mut self, now: MonoMs) -> Result<(), StoreError> {
+        for (key, record) in self.records.read_range(&Range::sessions())? {
+            if let (Key::Session(id), Record::Session(session)) = (key, record) {
+                self.sessions.insert(id, session, now, true);
+            }
+        }
+        for (key, record) in self.records.read_range(&Range::replies())? {
+            if let (Key::Reply(id, number), Record::Reply(saved)) = (key, record)
+                && let Some(session) = self.sessions.get_mut(id)
+            {
+                let reply = Reply::from(&*saved);
+                session.replies.insert(number, KeptReply { reply, is_stored: true, is_from_before: true });
+            }
+        }
+        let expected: BTreeSet<SessionId> = self.sessions.iter().map(|(id, _)| id).collect();
+        if !expected.is_empty() {
+            self.window = Some(ReclaimWindow::new(now.plus(self.spans.reclaim_window_ms), expected));
+        }
+        Ok(())
+    }
+
+    /// Returns whether a restarted master still waits for its sessions.
+    pub(super) fn is_in_reclaim_window(&mut self) -> bool {
+        if let Some(window) = &self.window
+            && window.is_over(self.clock.mono())
+        {
+            self.window = None;
+            tracing::info!("new work is taken again");
+        }
+        self.window.is_some()
+    }
+
+    /// Runs one call. Its changes are in the batch, to be committed before the answer is given.
+    pub(super) fn perform(&mut self, call: &Call) -> Answer {
+        self.requests_in_batch += 1;
+        self.settle();
+        let answer = match &call.request {
+            Request::SessionOpen(request) => self.open_session(call, request),
+            _ => self.perform_in_session(call),
+        };
+        self.records.end_of_operation();
+        answer
+    }
+
+    fn perform_in_session(&mut self, call: &Call) -> Answer {
+        let mono = self.clock.mono();
+        let is_window = self.is_in_reclaim_window();
+        let Some(session) = self.sessions.get_mut(call.session) else {
+            return Answer::failed(FsError::UnknownSession);
+        };
+        session.last_seen = mono;
+        let is_returning = session.is_returning;
+        for number in session.acknowledge(call.acked_below) {
+            self.records.forget(Key::Reply(call.session, number));
+        }
+        // A session that comes back is not told that more is durable than what was found: it would forget what it has
+        // yet to replay.
+        let durable_max = is_returning.then_some(self.recovered);
+        let is_admitted = match &call.request {
+            Request::SessionReclaim { .. } | Request::SessionClose | Request::Ping => true,
+            _ => !is_window || (is_returning && call.replay.is_some()),
+        };
+        if !is_admitted {
+            return Answer { durable_max, ..Answer::failed(FsError::TryAgain("waiting for sessions to come back")) };
+        }
+        let answer = match &call.request {
+            Request::SessionClose => self.close_session(call.session),
+            _ => self.perform_once(call),
+        };
+        if let Request::SessionReclaim { is_last: true, .. } = call.request
+            && answer.result.is_ok()
+        {
+            self.is_back(call.session);
+        }
+        Answer { durable_max, ..answer }
+    }
+
+    fn is_back(&mut self, session: SessionId) {
+        if let Some(state) = self.sessions.get_mut(session) {
+            state.is_returning = false;
+        }
+        if let Some(window) = &mut self.window {
+            window.is_back(session);
+        }
+    }
+
+    /// Answers a call that was answered before as it was then; runs any other.
+    fn perform_once(&mut self, call: &Call) -> Answer {
+        let session = self.sessions.get_mut(call.session).expect("the session was just found");
+        if call.number > 0
+            && let Some(kept) = session.replies.get_mut(&call.number)
+        {
+            let reply = kept.reply.clone();
+            // If the reply was seen, the mount names the open when it reclaims; if not, it learns of it only now.
+            let opens_again = kept.is_from_before && call.replay.is_none();
+            kept.is_from_before = false;
+            if let Body::Opened { inode, .. } = &reply.body
+                && opens_again
+            {
+                self.opens.add(call.session, inode.id, 1);
+            }
+            return Answer { result: Ok(reply), durable_first: Seq(0), durable_max: None, cut: None };
+        }
+        if call.number > 0 && session.replies.len() >= REPLIES_MAX {
+            return Answer::failed(FsError::TryAgain("too many replies are not acknowledged"));
+        }
+        let now = call.replay.as_ref().map_or_else(|| self.clock.wall(), |replay| replay.time);
+        let (result, seen) = self.run(call.session, call.replay.as_ref(), |view| op::run(view, now, call));
+        match result {
+            Ok(outcome) => {
+                let durable_first = outcome.durable_first.max(seen);
+                let cut = outcome.cut.clone();
+                let reply = self.apply(call, outcome, now);
+                Answer { result: Ok(reply), durable_first, durable_max: None, cut }
+            }
+            Err(error) => Answer { durable_first: seen, ..Answer::failed(error) },
+        }
+    }
+
+    /// Runs an operation until it has all it asks for. Returns also the last position it showed that others wait for.
+    fn run(
+        &mut self,
+        session: SessionId,
+        replay: Option<&Replay>,
+        operation: impl Fn(&View<'_>) -> Result<Outcome, Stop>,
+    ) -> (Result<Outcome, FsError>, Seq) {
+        for _ in 0..ROUNDS_MAX {
+            let cluster = ClusterNow { nodes: &self.nodes, now: self.clock.mono() };
+            let view = View::new(
+                &self.records,
+                session,
+                Seq(self.last_seq.0 + 1),
+                &self.opens,
+                &cluster,
+                &self.unsettled,
+                self.ids,
+                (self.spans.reclaim_delay_ms * 1_000_000) as i64,
+                self.counters,
+                replay,
+            );
+            let stop = match operation(&view) {
+                Ok(outcome) => {
+                    let seen = view.seen();
+                    self.ids = view.ids();
+                    return (Ok(outcome), seen);
+                }
+                Err(Stop::Fail(error)) => return (Err(error), view.seen()),
+                Err(stop) => stop,
+            };
+            if let Err(error) = self.provide(stop) {
+                self.durability.fail(&error);
+                return (Err(FsError::from(&error)), Seq(0));
+            }
+        }
+        (Err(FsError::Io("an operation does not come to an end".into())), Seq(0))
+    }
+
+    fn provide(&mut self, stop: Stop) -> Result<(), StoreError> {
+        match stop {
+            Stop::Read(keys) => self.records.fetch(keys),
+            Stop::Scan(range) => {
+                self.commit()?;
+                self.records.fetch_range(range)
+            }
+            Stop::Ids => self.reserve_ids_now(),
+            Stop::Fail(_) => Ok(()),
+        }
+    }
+
+    /// Puts what an operation decided into the batch.
+    fn apply(&mut self, call: &Call, outcome: Outcome, now: UnixNanos) -> Reply {
+        let is_change = outcome.is_change();
+        // A replay's opens are among those that the mount reclaims.
+        let counts_opens = call.replay.is_none();
+        let opens_something = !outcome.opens.is_empty();
+        let body = self.apply_outcome(call.session, outcome, counts_opens);
+        let seq = if is_change { self.last_seq } else { Seq(0) };
+        let reply = Reply { seq, time: now, body };
+        if call.number > 0 && (is_change || opens_something) {
+            let saved = if is_change { reply.to_save() } else { None };
+            let is_stored = saved.is_some();
+            if let Some(saved) = saved {
+                self.records.write(Key::Reply(call.session, call.number), Some(Record::Reply(saved.into())), seq);
+            }
+            if is_stored || !is_change {
+                let session = self.sessions.get_mut(call.session).expect("the session was just found");
+                let kept = KeptReply { reply: reply.clone(), is_stored, is_from_before: false };
+                session.replies.insert(call.number, kept);
+            }
+        }
+        reply
+    }
+
+    fn apply_outcome(&mut self, session: SessionId, mut outcome: Outcome, counts_opens: bool) -> Body {
+        let body = std::mem::replace(&mut outcome.reply, Body::Done);
+        for change in &outcome.opens {
+            match *change {
+                OpenChange::Open { inode, count } if counts_opens => self.opens.add(session, inode, count),
+                OpenChange::Open { .. } => {}
+                OpenChange::Release { inode, count } => {
+                    self.opens.release(session, inode, count);
+                }
+            }
+        }
+        self.purgeable.extend(outcome.purgeable.iter().copied());
+        if outcome.is_change() {
+            let seq = outcome.seq();
+            self.last_seq = seq;
+            self.unsettled.add(seq, session);
+            let totals = outcome.totals;
+            for (key, record) in outcome.into_writes() {
+                self.records.write(key, record, seq);
+            }
+            if totals != Default::default() {
+                totals.apply(&mut self.counters);
+                let stored = StoredCounters { counters: self.counters, seq };
+                self.records.write(Key::Counters, Some(Record::Counters(stored)), seq);
+            }
+            self.reserve_ids_in_good_time();
+        }
+        body
+    }
+
+    /// Runs an operation of the master itself.
+    ///
+    /// # Errors
+    ///
+    /// What the operation fails with.
+    pub(super) fn internal(
+        &mut self,
+        operation: impl Fn(&View<'_>) -> Result<Outcome, Stop>,
+    ) -> Result<Applied, FsError> {
+        self.settle();
+        let (result, _) = self.run(SessionId(0), None, operation);
+        self.records.end_of_operation();
+        let outcome = result?;
+        let applied = Applied {
+            durable_first: outcome.durable_first,
+            totals: outcome.totals,
+        };
+        self.apply_outcome(SessionId(0), outcome, true);
+        Ok(applied)
+    }
+
+    fn open_session(&mut self, call: &Call, request: &SessionOpen) -> Answer {
+        if self.is_in_reclaim_window() {
+            return Answer::failed(FsError::TryAgain("waiting for sessions to come back"));
+        }
+        let known = self.sessions.of_client(&request.client_id);
+        let now = self.clock.wall();
+        let (result, seen) = self.run(SessionId(0), None, |view| op::session_open(view, known, request));
+        let outcome = match result {
+            Ok(outcome) => outcome,
+            Err(error) => return Answer { durable_first: seen, ..Answer::failed(error) },
+        };
+        let durable_first = outcome.durable_first.max(seen);
+        let reply = self.apply(call, outcome, now);
+        let Body::Session { session, .. } = &reply.body else {
+            unreachable!("the operation answers with a session")
+        };
+        if known.is_none() {
+            if let Some(Known::Present(Record::Session(record))) = self.records.find(&Key::Session(*session)) {
+                self.sessions.insert(*session, record, self.clock.mono(), false);
+            }
+            tracing::info!(session = %session, host = request.host, mount_point = request.mount_point, "session opened");
+        }
+        Answer { result: Ok(reply), durable_first, durable_max: None, cut: None }
+    }
+
+    /// Ends a session: its replies go, and what it alone held open is let go.
+    pub(super) fn close_session(&mut self, session: SessionId) -> Answer {
+        let Some(ended) = self.sessions.remove(session) else { return Answer::failed(FsError::UnknownSession) };
+        let stored: Vec<u64> =
+            ended.replies.iter().filter(|(_, kept)| kept.is_stored).map(|(number, _)| *number).collect();
+        // What is no orphan is left alone by the purge.
+        self.purgeable.extend(self.opens.drop_session(session));
+        self.is_back(session);
+        let now = self.clock.wall();
+        let applied = self.internal(|view| {
+            let mut outcome = Outcome::new(view);
+            outcome.delete(Key::Session(session));
+            for number in &stored {
+                outcome.delete(Key::Reply(session, *number));
+            }
+            Ok(outcome)
+        });
+        let reply = |_| Reply { seq: self.last_seq, time: now, body: Body::Done };
+        Answer { result: applied.map(reply), durable_first: Seq(0), durable_max: None, cut: None }
+    }
+
+    /// Ends all service, and returns what callers are told.
+    pub(super) fn stop_serving(&self, error: &StoreError) -> FsError {
+        self.durability.fail(error);
+        FsError::from(error)
+    }
+
+    fn settle(&mut self) {
+        let durable = self.durability.durable();
+        self.unsettled.settle(durable);
+        if let Some((marks, seq)) = self.reserving
+            && durable >= seq
+        {
+            self.ids.reserved(&marks);
+            self.reserving = None;
+        }
+    }
+
+    /// Sends marks on their way while there are still ids to use.
+    fn reserve_ids_in_good_time(&mut self) {
+        if self.reserving.is_none() && self.ids.is_low() {
+            self.write_marks();
+        }
+    }
+
+    fn write_marks(&mut self) {
+        let marks = self.ids.reservation();
+        self.last_seq = Seq(self.last_seq.0 + 1);
+        let seq = self.last_seq;
+        self.records.write(Key::Ids, Some(Record::Ids(IdMarks { seq, ..marks })), seq);
+        self.reserving = Some((marks, seq));
+    }
+
+    fn reserve_ids_now(&mut self) -> Result<(), StoreError> {
+        if self.reserving.is_none() {
+            self.write_marks();
+        }
+        self.sync_now()?;
+        self.settle();
+        Ok(())
+    }
+
+    /// Commits the batch that was made, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(super) fn commit(&mut self) -> Result<(), StoreError> {
+        if let Some((seq, took)) = self.records.commit()? {
+            self.durability.committed_up_to(seq);
+            self.metrics.committed(self.requests_in_batch, took);
+        }
+        self.requests_in_batch = 0;
+        Ok(())
+    }
+
+    fn sync_now(&mut self) -> Result<(), StoreError> {
+        self.commit()?;
+        let seq = self.records.store().sync()?;
+        self.durability.durable_up_to(seq);
+        Ok(())
+    }
+}
+
+/// What an operation of the master itself did.
+pub(super) struct Applied {
+    pub(super) durable_first: Seq,
+    pub(super) totals: crate::core::outcome::Delta,
+}
