@@ -1,7 +1,8 @@
 //! The mount: a FUSE client of a dfs cluster.
 //!
 //! ```text
-//! fuse/    the adapter on fuser: workers, replies, notifications     (only place that sees fuser)
+//! mount    puts it together: mount point, session, threads
+//! fuse/    the adapter on fuser: workers, replies                     (only place that sees fuser)
 //!   fs/    POSIX calls on our own types; fs/file is the data path
 //!     cache/   what is dirty, what to read ahead: plain functions
 //!     remote/  carries it out: master session, chunk servers, retries (only place that sees the wire messages)
@@ -11,5 +12,11 @@
 
 pub mod cache;
 pub mod fs;
+pub mod fuse;
 pub mod metrics;
+mod mount;
 pub mod remote;
+
+pub use fuse::VfsOption;
+pub use mount::{MountConfig, MountError, Mounted, Unmounter, mount};
+pub use remote::Policy;

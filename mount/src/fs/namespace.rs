@@ -223,8 +223,8 @@ impl FileSystem {
         let name =
             Name::new(entry.name.clone()).map_err(|_| FsError::Protocol("a listed name that cannot be one".into()))?;
         // What this mount has changed since is shown as it was, but not for a moment longer: the next look asks.
-        let is_changed = self.attrs.is_inode_changed(attr.inode, page.mark)
-            || self.attrs.is_name_changed(parent, &name, page.mark);
+        let is_changed =
+            self.attrs.is_inode_changed(attr.inode, page.mark) || self.attrs.is_name_changed(parent, &name, page.mark);
         if !is_changed {
             self.attrs.learn(&attr, page.mark, page.asked);
             self.attrs.learn_name(parent, &name, attr.inode);

@@ -1,0 +1,45 @@
+//! The adapter on fuser: the only place that knows FUSE.
+//!
+//! # What calls cost
+//!
+//! FUSE requests a program waits for, and round trips to the master that these take; data goes to chunk servers on top.
+//! `0/1` is 0 while what is known is younger than a second.
+//!
+//! | Call | FUSE requests | round trips |
+//! |---|---|---|
+//! | `stat`, warm | 0 | 0 |
+//! | `stat`, cold | LOOKUP | 1 |
+//! | `open`, `close` of a file | LOOKUP, OPEN (FLUSH if it was opened for writing) | 0/1 + 1 |
+//! | create, write 4 KiB, `close` | LOOKUP, CREATE, WRITE, FLUSH | 1 + 1 + 0 + 1 |
+//! | `mkdir`, `symlink`, `mknod` | LOOKUP, MKDIR … | 1 + 1 |
+//! | `unlink`, `rmdir` | LOOKUP, UNLINK … | 0/1 + 1 |
+//! | `rename` | 2 LOOKUP, RENAME | 0/1 + 1 + 1 |
+//! | `ls -l`, each 1,000 names | READDIRPLUS for each 4 KiB of names | 1, fetched ahead |
+//!
+//! After each change in a directory the kernel asks for the directory's attributes again before it checks permissions in
+//! it. That GETATTR is answered from what is known here, brought up to date with the time the change was made at.
+//! RELEASE is answered before anything is done about it. Nothing is asked before a write, because
+//! `HANDLE_KILLPRIV_V2` is on: without it the kernel would ask for `security.capability` each time.
+//!
+//! # Threads
+//!
+//! ```text
+//!   /dev/fuse ──▶ worker (several, a cloned descriptor each)
+//!                   │ known here ──────────────────────────▶ answers
+//!                   │ gate open (at most workers - 2 inside) ▶ asks, waits, answers
+//!                   └ gate shut ──▶ elastic pool ──────────▶ asks, waits, answers
+//! ```
+//!
+//! So two workers at least are free at all times, however many calls wait for a server that is away.
+
+#![allow(clippy::disallowed_methods, reason = "a shell: it owns threads and clocks")]
+
+mod adapter;
+mod convert;
+mod gate;
+mod mount_point;
+mod ops;
+mod session;
+
+pub use mount_point::{MountPoint, MountPointError};
+pub use session::{FuseSession, FuseUnmounter, SessionOptions, VfsOption, path_text};
