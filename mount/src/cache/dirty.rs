@@ -133,6 +133,16 @@ impl DirtyMap {
         !self.full.is_empty()
     }
 
+    /// Returns whether a segment was written before `mark`.
+    pub fn has_older(&self, mark: Mark) -> bool {
+        self.order.first().is_some_and(|&(first, _)| first <= mark)
+    }
+
+    /// Returns whether the piece is in flight, not done or dropped.
+    pub fn is_out(&self, ticket: Ticket) -> bool {
+        self.tickets.contains_key(&ticket)
+    }
+
     /// Returns the end of the last byte that is held, 0 if none is.
     pub fn end(&self) -> u64 {
         let segment = self.segments.last_key_value().map_or(0, |(&start, segment)| start + segment.data.len() as u64);
@@ -343,6 +353,13 @@ impl DirtyMap {
         debug_assert_eq!(piece.ticket, ticket);
         self.bytes -= piece.data.len() as u64;
         Some((offset, piece.data.len() as u64))
+    }
+
+    /// Takes a piece back: it is not pushed, and what no newer write covers is a segment again.
+    pub fn unseal(&mut self, ticket: Ticket, now: MonoMs) {
+        let Some(data) = self.tickets.get(&ticket).map(|offset| self.pieces[offset].data.clone()) else { return };
+        let (offset, _) = self.done(ticket).expect("the ticket was just found");
+        self.write_under(offset, &data, now);
     }
 
     /// Returns whether a piece in flight reaches past `offset`.

@@ -13,7 +13,18 @@
 //! than the size it calls [`FileTable::settle`], so that a later commit does not undo an explicit `utimes` or `chmod`.
 
 mod backend;
+mod budget;
+mod commit;
+mod kept;
+mod pool;
+mod push;
+mod read;
+mod resize;
+mod seek;
+mod state;
+mod sync;
 mod table;
+mod write;
 
 pub use backend::{Backend, Remote};
 pub use table::{FileSettings, FileTable, HandleId, OpenOptions, Whence};

@@ -1,12 +1,21 @@
 //! All open files of a mount: what the adapter calls.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use dfs_proto::env::Clock;
+use dfs_proto::limits::INLINE_BYTES_MAX;
 use dfs_proto::{FsError, InodeId};
+use parking_lot::{Mutex, RwLock};
 
 use super::backend::Backend;
+use super::budget::Budget;
+use super::kept::KeptPages;
+use super::pool::{PushPool, ReadPool, Threads};
+use super::seek;
+use super::state::{FileState, Shared};
 use crate::fs::Attr;
 use crate::metrics::Metrics;
 use crate::remote::Policy;
@@ -64,9 +73,16 @@ impl Default for FileSettings {
 }
 
 /// All open files of one mount. Methods block for as long as the cluster lets them, within the policy's deadline.
-pub struct FileTable {}
+///
+/// Locks: `files` before a file's; `handles` is only held to look one up.
+pub struct FileTable {
+    shared: Arc<Shared>,
+    files: Mutex<BTreeMap<InodeId, Arc<FileState>>>,
+    handles: RwLock<BTreeMap<HandleId, Arc<FileState>>>,
+    next_handle: AtomicU64,
+    _threads: Threads,
+}
 
-#[allow(unused_variables, reason = "signatures first")]
 impl FileTable {
     /// Starts the threads that push and read ahead. They end when the table is dropped.
     pub fn new(
@@ -75,7 +91,24 @@ impl FileTable {
         settings: FileSettings,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        Arc::new(Self {})
+        let shared = Arc::new(Shared {
+            backend,
+            clock,
+            budget: Budget::new(settings.dirty_bytes_max, metrics.dirty_bytes.clone()),
+            settings,
+            metrics,
+            kept: KeptPages::new(),
+            pushers: PushPool::default(),
+            readers: ReadPool::default(),
+            ahead_bytes: AtomicU64::new(0),
+        });
+        Arc::new(Self {
+            _threads: Threads::start(&shared),
+            shared,
+            files: Mutex::new(BTreeMap::new()),
+            handles: RwLock::new(BTreeMap::new()),
+            next_handle: AtomicU64::new(1),
+        })
     }
 
     /// Adds a handle to a file that the master was just told of. `attr` and `content` are from its answer; `content`
@@ -83,7 +116,25 @@ impl FileTable {
     ///
     /// Returns whether the kernel may keep the pages it has of the file (FOPEN_KEEP_CACHE).
     pub fn open(&self, attr: &Attr, content: Option<Bytes>, options: OpenOptions) -> (HandleId, bool) {
-        (HandleId(0), false)
+        let id = HandleId(self.next_handle.fetch_add(1, Ordering::Relaxed));
+        let file = {
+            let mut files = self.files.lock();
+            let file = match files.get(&attr.inode) {
+                Some(file) => {
+                    file.note_attr(attr, content);
+                    Arc::clone(file)
+                }
+                None => {
+                    let file = Arc::new(FileState::new(Arc::clone(&self.shared), attr, content));
+                    files.insert(attr.inode, Arc::clone(&file));
+                    file
+                }
+            };
+            file.add_handle(id, options);
+            file
+        };
+        self.handles.write().insert(id, file);
+        (id, self.shared.kept.open(attr.inode, attr.data_version))
     }
 
     /// Reads up to `size` bytes at `offset`; fewer only at the end of the file.
@@ -92,7 +143,7 @@ impl FileTable {
     ///
     /// Those of the cluster, once the policy's deadline has passed.
     pub fn read(&self, handle: HandleId, offset: u64, size: u32) -> Result<Bytes, FsError> {
-        Err(FsError::NotSupported)
+        self.file(handle)?.read(handle, offset, size)
     }
 
     /// Takes `data` to be written at `offset` (O_APPEND: at the end). `kill_suid_sgid`: the writer is unprivileged,
@@ -102,7 +153,7 @@ impl FileTable {
     ///
     /// `FileTooBig`; `TimedOut` if no room for dirty data came free in time.
     pub fn write(&self, handle: HandleId, offset: u64, data: &[u8], kill_suid_sgid: bool) -> Result<u32, FsError> {
-        Err(FsError::NotSupported)
+        self.file(handle)?.write(handle, offset, data, kill_suid_sgid)
     }
 
     /// `close`: everything written is on replicas and its size is visible to others, though not on stable media.
@@ -111,7 +162,7 @@ impl FileTable {
     ///
     /// The first failure of any push since this handle last reported one.
     pub fn flush(&self, handle: HandleId) -> Result<(), FsError> {
-        Err(FsError::NotSupported)
+        self.file(handle)?.flush(handle)
     }
 
     /// `fsync`: everything written, and the size that covers it, is on stable media.
@@ -120,23 +171,40 @@ impl FileTable {
     ///
     /// As [`Self::flush`], and those of the barriers.
     pub fn fsync(&self, handle: HandleId, datasync: bool) -> Result<(), FsError> {
-        Err(FsError::NotSupported)
+        // The size belongs to the data, and the times travel with it: there is nothing that fdatasync could leave out.
+        let _ = datasync;
+        self.file(handle)?.fsync(handle)
     }
 
     /// Ends a handle. What is still dirty is pushed first; failures are logged.
-    pub fn release(&self, handle: HandleId) {}
+    pub fn release(&self, handle: HandleId) {
+        let Some(file) = self.handles.write().remove(&handle) else { return };
+        if let Err(error) = file.flush(handle) {
+            tracing::warn!(inode = %file.inode, %error, "what was written before the last close was lost");
+        }
+        file.remove_handle(handle);
+        self.drop_if_unused(&file);
+    }
 
     /// Returns whether the file has something to push or commit, so that `flush`, `fsync` and `release` may wait.
     pub fn has_dirty(&self, handle: HandleId) -> bool {
-        false
+        self.file(handle).is_ok_and(|file| file.has_dirty())
     }
 
     /// Corrects attributes for buffered writes: size, mtime, ctime, the set-id bits, and whatever the file knows better
     /// than an answer that was overtaken by a later one.
-    pub fn overlay(&self, attr: &mut Attr) {}
+    pub fn overlay(&self, attr: &mut Attr) {
+        if let Some(file) = self.open_file(attr.inode) {
+            file.overlay(attr);
+        }
+    }
 
     /// Takes note of attributes the master just sent. Content that changed behind our back drops what is cached here.
-    pub fn note_attr(&self, attr: &Attr) {}
+    pub fn note_attr(&self, attr: &Attr) {
+        if let Some(file) = self.open_file(attr.inode) {
+            file.note_attr(attr, None);
+        }
+    }
 
     /// Pushes and commits what `inode` has buffered: before any change of attributes but the size, and before calls
     /// whose outcome other mounts must see in order.
@@ -145,7 +213,7 @@ impl FileTable {
     ///
     /// Those of the cluster; they stay to be reported by the handles too.
     pub fn settle(&self, inode: InodeId) -> Result<(), FsError> {
-        Err(FsError::NotSupported)
+        self.open_file(inode).map_or(Ok(()), |file| file.settle())
     }
 
     /// Sets the size. `attr` is the newest that is known of the file; `send` makes the master's SetAttr (with all else
@@ -161,7 +229,17 @@ impl FileTable {
         size: u64,
         send: impl FnOnce() -> Result<Attr, FsError>,
     ) -> Result<Attr, FsError> {
-        Err(FsError::NotSupported)
+        if let Some(file) = self.open_file(attr.inode) {
+            return file.truncate(size, send);
+        }
+        if !attr.is_inline || size <= INLINE_BYTES_MAX {
+            return send();
+        }
+        // Inline content has to move into chunks first: as if it were open for the time being.
+        let (handle, _) = self.open(attr, None, OpenOptions::default());
+        let outcome = self.file(handle)?.truncate(size, send);
+        self.release(handle);
+        outcome
     }
 
     /// `fallocate` with the kernel's mode bits. Mode 0 makes the file as long as asked but sets no space aside.
@@ -170,7 +248,9 @@ impl FileTable {
     ///
     /// `NotSupported` for modes other than 0, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE.
     pub fn fallocate(&self, handle: HandleId, mode: i32, offset: u64, length: u64) -> Result<(), FsError> {
-        Err(FsError::NotSupported)
+        let file = self.file(handle)?;
+        file.fallocate(mode, offset, length)?;
+        file.take_error(handle)
     }
 
     /// Finds the next data or hole at or after `offset`.
@@ -179,7 +259,7 @@ impl FileTable {
     ///
     /// `PastEnd` (ENXIO).
     pub fn lseek(&self, handle: HandleId, offset: u64, whence: Whence) -> Result<u64, FsError> {
-        Err(FsError::NotSupported)
+        self.file(handle)?.lseek(offset, whence)
     }
 
     /// `copy_file_range`: copies up to `length` bytes, perhaps fewer, and returns how many.
@@ -188,7 +268,8 @@ impl FileTable {
     ///
     /// `Invalid` if the ranges overlap in one file.
     pub fn copy_range(&self, from: (HandleId, u64), to: (HandleId, u64), length: u64) -> Result<u64, FsError> {
-        Err(FsError::NotSupported)
+        let (source, target) = (self.file(from.0)?, self.file(to.0)?);
+        seek::copy((&source, from.0, from.1), (&target, to.0, to.1), length)
     }
 
     /// Pushes and commits everything, for `syncfs` and unmount.
@@ -197,9 +278,40 @@ impl FileTable {
     ///
     /// The first failure; all files are tried.
     pub fn flush_all(&self) -> Result<(), FsError> {
-        Err(FsError::NotSupported)
+        let mut outcome = Ok(());
+        for file in self.shared.pushers.listed() {
+            outcome = outcome.and(file.settle());
+        }
+        outcome
     }
 
     /// The session is gone, and with it the right to write what is buffered: all of it fails, nothing cached stays.
-    pub fn session_lost(&self) {}
+    pub fn session_lost(&self) {
+        let files: Vec<_> = self.files.lock().values().cloned().collect();
+        for file in files {
+            let mut state = file.state.lock();
+            file.abandon(&mut state, &FsError::SessionLost);
+        }
+        self.shared.kept.clear();
+    }
+
+    fn file(&self, handle: HandleId) -> Result<Arc<FileState>, FsError> {
+        self.handles.read().get(&handle).cloned().ok_or(FsError::Stale("the handle is closed"))
+    }
+
+    fn open_file(&self, inode: InodeId) -> Option<Arc<FileState>> {
+        self.files.lock().get(&inode).cloned()
+    }
+
+    fn drop_if_unused(&self, file: &Arc<FileState>) {
+        let mut files = self.files.lock();
+        let mut state = file.state.lock();
+        if state.handles.is_empty() {
+            if !state.is_clean() {
+                // Its failure is reported and logged; nobody is left to try again.
+                file.drop_buffered(&mut state);
+            }
+            files.remove(&file.inode);
+        }
+    }
 }

@@ -1,0 +1,350 @@
+//! Commits: telling the master what is on the replicas, or sending it the content that stays inline.
+//!
+//! Coalesced: one at each flush, fsync and close, one when the oldest uncommitted byte is a second old, and one when a
+//! large file reaches a further chunk; never one a piece. Always under the file's `order` lock.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dfs_proto::limits::INLINE_BYTES_MAX;
+use dfs_proto::{ChunkIndex, FsError};
+use parking_lot::MutexGuard;
+
+use super::state::{FileState, Layout, State};
+use crate::cache::Ticket;
+use crate::remote::CommitWrite;
+
+/// What came of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Committed {
+    /// The master knows what could be told.
+    Done,
+    /// First more has to be pushed: then commit again.
+    PushFirst,
+}
+
+impl FileState {
+    /// Pushes and commits all that was written before this call.
+    ///
+    /// # Errors
+    ///
+    /// Those of the commit; failures of pushes are kept for the handles ([`FileState::take_error`]).
+    pub(super) fn settle(self: &Arc<Self>) -> Result<(), FsError> {
+        loop {
+            if !self.push_all() {
+                return Ok(());
+            }
+            let order = self.order.lock();
+            if self.commit(&order)? == Committed::Done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// As [`Self::settle`], for a caller who holds `order`.
+    pub(super) fn settle_ordered(self: &Arc<Self>, order: &MutexGuard<'_, ()>) -> Result<(), FsError> {
+        while self.push_all() {
+            if self.commit(order)? == Committed::Done {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pushes what was written before this call; inline content is left to the commit. Returns whether there is
+    /// anything to commit.
+    fn push_all(self: &Arc<Self>) -> bool {
+        let mark = {
+            let mut state = self.state.lock();
+            if state.is_clean() {
+                return false;
+            }
+            if state.layout.is_inline() {
+                return true;
+            }
+            state.dirty.mark()
+        };
+        self.push_until(mark);
+        true
+    }
+
+    /// Commits what is on the replicas, or the inline content.
+    ///
+    /// # Errors
+    ///
+    /// The master's; kept for the handles too.
+    pub(super) fn commit(&self, order: &MutexGuard<'_, ()>) -> Result<Committed, FsError> {
+        loop {
+            let state = self.state.lock();
+            match &state.layout {
+                Layout::Inline { base: Some(_), .. } => return self.commit_inline(order, state),
+                Layout::Inline { base: None, .. } => {
+                    if state.is_clean() {
+                        return Ok(Committed::Done);
+                    }
+                    drop(state);
+                    self.load_inline().inspect_err(|error| self.commit_failed(error))?;
+                }
+                Layout::Leaving { mark, .. } => {
+                    if !state.dirty.is_clean_to(*mark) {
+                        return Ok(Committed::PushFirst);
+                    }
+                    return self.commit_leave(state);
+                }
+                Layout::Chunked => {
+                    if !state.needs_commit() {
+                        return Ok(Committed::Done);
+                    }
+                    return self.commit_chunked(state);
+                }
+            }
+        }
+    }
+
+    /// Keeps what is known of a failed commit for the handles. What cannot be committed ever is dropped.
+    fn commit_failed(&self, error: &FsError) {
+        let mut state = self.state.lock();
+        self.record_error(&mut state, error);
+        state.acked_since = Some(self.shared.clock.mono());
+        if !error.is_transient() {
+            self.drop_buffered(&mut state);
+        }
+    }
+
+    fn commit_chunked(&self, mut state: MutexGuard<'_, State>) -> Result<Committed, FsError> {
+        let commit = self.take_commit(&mut state);
+        let sent = Sent::of(&state, &commit);
+        let before = self.change_begins(&mut state);
+        drop(state);
+        let answer = self.shared.backend.commit_write(commit);
+        let mut state = self.state.lock();
+        self.change_done(&mut state, before, answer.as_ref().ok());
+        match answer {
+            Ok(_) => {
+                sent.confirm(&mut state);
+                Ok(Committed::Done)
+            }
+            Err(error) => {
+                state.acked.extend(sent.written);
+                drop(state);
+                self.commit_failed(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the chunks the content of a file that was inline.
+    fn commit_leave(&self, mut state: MutexGuard<'_, State>) -> Result<Committed, FsError> {
+        let Layout::Leaving { version, .. } = state.layout else { unreachable!("the caller has looked") };
+        let commit = CommitWrite { leave_inline: true, if_data_version: version, ..self.take_commit(&mut state) };
+        let sent = Sent::of(&state, &commit);
+        let before = self.change_begins(&mut state);
+        drop(state);
+        let answer = self.shared.backend.commit_write(commit);
+        let mut state = self.state.lock();
+        self.change_done(&mut state, before, answer.as_ref().ok());
+        match answer {
+            Ok(_) => {
+                state.layout = Layout::Chunked;
+                sent.confirm(&mut state);
+                Ok(Committed::Done)
+            }
+            Err(FsError::Stale(_)) => {
+                state.acked.extend(sent.written);
+                drop(state);
+                self.merge_leaving().inspect_err(|error| self.commit_failed(error))?;
+                Ok(Committed::PushFirst)
+            }
+            Err(error) => {
+                // The content stays inline at the master: what is in the chunks is never seen.
+                drop(state);
+                self.commit_failed(&error);
+                self.drop_buffered(&mut self.state.lock());
+                Err(error)
+            }
+        }
+    }
+
+    /// Somebody else changed the inline content while it was copied: what was not written here has to follow.
+    fn merge_leaving(&self) -> Result<(), FsError> {
+        let data = self.shared.backend.get_inline(self.inode)?;
+        let mut state = self.state.lock();
+        let Layout::Leaving { own, pushed, .. } = &state.layout else { return Ok(()) };
+        let (own, pushed) = (own.clone(), pushed.clone());
+        state.attr = data.attr;
+        if !data.attr.is_inline {
+            // The other one copied it into the same chunks.
+            state.layout = Layout::Chunked;
+            return Ok(());
+        }
+        let now = self.shared.clock.mono();
+        let before = state.dirty.bytes();
+        for (from, to) in own.gaps(0, data.content.len() as u64) {
+            state.dirty.write_under(from, &data.content[from as usize..to as usize], now);
+        }
+        self.shared.budget.force(state.dirty.bytes() - before);
+        let mark = state.dirty.mark();
+        state.layout = Layout::Leaving { version: data.attr.data_version, mark, own, pushed };
+        Ok(())
+    }
+
+    /// Returns the commit of what is on the replicas now.
+    fn take_commit(&self, state: &mut State) -> CommitWrite {
+        state.acked_since = None;
+        state.commit_wanted = false;
+        let mut end = state.acked_end;
+        // Others never see a size with a hole below it where bytes are still on their way.
+        if let Some(pending) = state.dirty.first_from(state.attr.size) {
+            end = end.min(pending);
+        }
+        CommitWrite {
+            inode: self.inode,
+            end,
+            mtime: state.mtime.unwrap_or(state.attr.mtime),
+            written: std::mem::take(&mut state.acked).into_iter().collect(),
+            content: None,
+            leave_inline: false,
+            if_data_version: 0,
+            clear_suid_sgid: state.kill_suid_sgid,
+        }
+    }
+
+    fn commit_inline<'a>(
+        &'a self,
+        _order: &MutexGuard<'_, ()>,
+        mut state: MutexGuard<'a, State>,
+    ) -> Result<Committed, FsError> {
+        if state.is_clean() {
+            return Ok(Committed::Done);
+        }
+        let mut tickets: Vec<Ticket> = Vec::new();
+        let mark = state.dirty.mark();
+        while let Some(sealed) = state.dirty.seal(mark) {
+            tickets.push(sealed.ticket);
+        }
+        loop {
+            let Layout::Inline { base: Some(base), version } = &state.layout else {
+                // Somebody else moved it into chunks: what is written here goes there too.
+                return Ok(self.redirect(state, &tickets));
+            };
+            let version = *version;
+            let content = inline_content(&state, base);
+            let commit = CommitWrite {
+                content: Some(content.clone()),
+                if_data_version: version,
+                end: content.len() as u64,
+                ..self.take_commit(&mut state)
+            };
+            let sent = Sent::of(&state, &commit);
+            let before = self.change_begins(&mut state);
+            drop(state);
+            let answer = self.shared.backend.commit_write(commit);
+            state = self.state.lock();
+            match answer {
+                Ok(attr) => {
+                    for &ticket in &tickets {
+                        self.piece_ends(&mut state, ticket);
+                    }
+                    if let Layout::Inline { base, version } = &mut state.layout {
+                        *base = Some(content);
+                        *version = attr.data_version;
+                    }
+                    self.change_done(&mut state, before, Some(&attr));
+                    sent.confirm(&mut state);
+                    return Ok(Committed::Done);
+                }
+                Err(FsError::Stale(_)) => {
+                    self.change_done(&mut state, before, None);
+                    drop(state);
+                    match self.shared.backend.get_inline(self.inode) {
+                        Ok(data) => self.take_inline(&data.attr, data.content),
+                        Err(error) => {
+                            self.inline_failed(&tickets, &error);
+                            return Err(error);
+                        }
+                    }
+                    state = self.state.lock();
+                    if let Layout::Inline { base: None, .. } = state.layout {
+                        // Changed once more.
+                        return Ok(self.redirect(state, &tickets));
+                    }
+                }
+                Err(error) => {
+                    self.change_done(&mut state, before, None);
+                    drop(state);
+                    self.inline_failed(&tickets, &error);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Gives the pieces of an inline commit back to the buffer.
+    fn redirect(&self, mut state: MutexGuard<'_, State>, tickets: &[Ticket]) -> Committed {
+        let now = self.shared.clock.mono();
+        let before = state.dirty.bytes();
+        for &ticket in tickets {
+            state.dirty.unseal(ticket, now);
+        }
+        // What a newer write covers is gone.
+        self.shared.budget.release(before - state.dirty.bytes());
+        drop(state);
+        self.changed.notify_all();
+        Committed::PushFirst
+    }
+
+    fn inline_failed(&self, tickets: &[Ticket], error: &FsError) {
+        let mut state = self.state.lock();
+        self.record_error(&mut state, error);
+        for &ticket in tickets {
+            self.piece_ends(&mut state, ticket);
+        }
+        state.acked_end = 0;
+        state.mtime = None;
+        state.kill_suid_sgid = false;
+        drop(state);
+        self.changed.notify_all();
+    }
+}
+
+/// What a commit said, to be struck off once it is confirmed.
+struct Sent {
+    writes: u64,
+    all_pushed: bool,
+    kill_suid_sgid: bool,
+    written: Vec<ChunkIndex>,
+}
+
+impl Sent {
+    fn of(state: &State, commit: &CommitWrite) -> Self {
+        Self {
+            writes: state.writes,
+            all_pushed: commit.content.is_some() || state.dirty.is_empty(),
+            kill_suid_sgid: commit.clear_suid_sgid,
+            written: commit.written.clone(),
+        }
+    }
+
+    fn confirm(&self, state: &mut State) {
+        if self.all_pushed && state.writes == self.writes {
+            state.mtime = None;
+            if self.kill_suid_sgid {
+                state.kill_suid_sgid = false;
+            }
+        }
+    }
+}
+
+/// Returns the whole content of an inline file: `base` under what is dirty.
+pub(super) fn inline_content(state: &State, base: &Bytes) -> Bytes {
+    let size = state.size().min(INLINE_BYTES_MAX);
+    let mut content = vec![0; size as usize];
+    let kept = base.len().min(content.len());
+    content[..kept].copy_from_slice(&base[..kept]);
+    for part in state.dirty.read_over(0, size) {
+        if let Some(data) = part.data {
+            content[part.offset as usize..(part.offset + part.length) as usize].copy_from_slice(&data);
+        }
+    }
+    content.into()
+}

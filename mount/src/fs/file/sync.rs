@@ -1,0 +1,71 @@
+//! `close` and `fsync`: when what was written is where it was promised to be.
+//!
+//! | | bytes | size |
+//! |---|---|---|
+//! | `close` | on all in-sync replicas | at the master |
+//! | `fsync` | on their stable media | on the master's |
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use dfs_proto::{ChunkIndex, FsError};
+
+use super::state::FileState;
+use super::table::HandleId;
+
+/// Barriers that are on their way at once.
+const BARRIERS_AT_ONCE: usize = 8;
+
+impl FileState {
+    pub(super) fn flush(self: &Arc<Self>, handle: HandleId) -> Result<(), FsError> {
+        let wrote = self.state.lock().handles.get(&handle).is_some_and(|handle| handle.wrote);
+        if wrote {
+            // Failures are kept, and taken below.
+            let _ = self.settle();
+        }
+        self.take_error(handle)
+    }
+
+    pub(super) fn fsync(self: &Arc<Self>, handle: HandleId) -> Result<(), FsError> {
+        let _ = self.settle();
+        let synced = self.sync();
+        // A push that failed is the better answer than the barrier that failed after it.
+        self.take_error(handle)?;
+        synced
+    }
+
+    /// Makes durable what is on the replicas and at the master.
+    fn sync(self: &Arc<Self>) -> Result<(), FsError> {
+        let unsynced = std::mem::take(&mut self.state.lock().unsynced);
+        if let Err(error) = self.barriers(&unsynced) {
+            let mut state = self.state.lock();
+            state.unsynced.extend(unsynced);
+            self.record_error(&mut state, &error);
+            return Err(error);
+        }
+        let seq = self.state.lock().attr.seq;
+        self.shared.backend.sync_to(seq)
+    }
+
+    /// Sends a barrier to each of the chunks, several at once.
+    fn barriers(&self, indexes: &BTreeSet<ChunkIndex>) -> Result<(), FsError> {
+        let indexes: Vec<ChunkIndex> = indexes.iter().copied().collect();
+        for group in indexes.chunks(BARRIERS_AT_ONCE) {
+            let (first, rest) = group.split_first().expect("a group is not empty");
+            std::thread::scope(|scope| {
+                let others: Vec<_> = rest.iter().map(|&index| scope.spawn(move || self.barrier(index))).collect();
+                let mut outcome = self.barrier(*first);
+                for other in others {
+                    outcome = outcome.and(other.join().expect("a barrier does not panic"));
+                }
+                outcome
+            })?;
+        }
+        Ok(())
+    }
+
+    fn barrier(&self, index: ChunkIndex) -> Result<(), FsError> {
+        // No chunk: it was cut off or punched since, and the master has that.
+        self.at_chunk("fsync", index, |location| self.shared.backend.barrier(location)).map(drop)
+    }
+}
