@@ -12,6 +12,7 @@ use super::Shared;
 use super::executor::Info;
 use crate::core::care::{ChunkFacts, SessionFacts};
 use crate::core::node_table::{Disk, Node, NodeState, NodeTable};
+use crate::core::record::Inode;
 use pb::admin_server::Admin;
 
 /// Chunks that `Info` lists if the caller does not say how many.
@@ -66,7 +67,10 @@ impl AdminService {
 #[tonic::async_trait]
 impl Admin for AdminService {
     async fn status(&self, _request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusReply>, Status> {
-        Ok(Response::new(self.status_now()))
+        let service = Self::new(Arc::clone(&self.shared));
+        // The executor's answers can take as long as a batch.
+        let status = tokio::task::spawn_blocking(move || service.status_now()).await;
+        status.map(Response::new).map_err(|error| Status::internal(error.to_string()))
     }
 
     async fn info(&self, request: Request<pb::InfoRequest>) -> Result<Response<pb::InfoReply>, Status> {
@@ -137,9 +141,32 @@ fn info_reply(info: Info, table: &NodeTable, now: MonoMs) -> pb::InfoReply {
     pb::InfoReply {
         found: true,
         error: String::new(),
-        inode: None,
+        inode: Some(info_inode(&info.inode)),
         chunks: info.chunks.iter().map(|chunk| info_chunk(chunk, table, now)).collect(),
         more_chunks: info.more_chunks,
+    }
+}
+
+fn info_inode(inode: &Inode) -> pb::InfoInode {
+    pb::InfoInode {
+        inode: inode.id.0,
+        kind: inode.kind.word().into(),
+        mode: inode.mode,
+        nlink: inode.nlink,
+        uid: inode.uid,
+        gid: inode.gid,
+        size: inode.size,
+        atime: inode.atime.0,
+        mtime: inode.mtime.0,
+        ctime: inode.ctime.0,
+        btime: inode.btime.0,
+        seq: inode.seq.0,
+        data_version: inode.data_version,
+        inline_bytes: if inode.is_inline { inode.size } else { 0 },
+        is_inline: inode.is_inline,
+        chunk_size: inode.chunk_size(),
+        replicas: inode.replicas,
+        chunks: inode.chunks,
     }
 }
 

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, MonoMs, NodeId};
+use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, MonoMs, NodeId, Seq};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
@@ -26,10 +26,8 @@ use super::metrics::{Gauges, NodeGauges};
 use crate::core::care::{ChunkFacts, ReclaimEntry};
 use crate::core::node_table::{NodeState, NodeTable};
 
-/// Due entries looked at in one tick, unless the first ones all wait for nodes that are away.
-const RECLAIM_ENTRIES: usize = 1_000;
-/// Most due entries looked at in one tick.
-const RECLAIM_ENTRIES_MAX: usize = 64_000;
+/// Due entries looked at in one tick; the next tick goes on after them.
+const RECLAIM_ENTRIES: usize = 2_000;
 /// Chunks of orphans handed to reclaim in one step, and steps in one tick.
 const PURGE_CHUNKS: usize = 512;
 const PURGE_STEPS: usize = 8;
@@ -71,7 +69,6 @@ pub async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
 /// The state of the loop.
 struct Caretaker {
     shared: Arc<Shared>,
-    reclaim_entries: usize,
     census: Census,
     states: BTreeMap<NodeId, NodeState>,
     /// What went wrong last, so that a lasting trouble is logged once.
@@ -80,13 +77,7 @@ struct Caretaker {
 
 impl Caretaker {
     fn new(shared: Arc<Shared>) -> Self {
-        Self {
-            shared,
-            reclaim_entries: RECLAIM_ENTRIES,
-            census: Census::default(),
-            states: BTreeMap::new(),
-            trouble: BTreeMap::new(),
-        }
+        Self { shared, census: Census::default(), states: BTreeMap::new(), trouble: BTreeMap::new() }
     }
 
     /// Does a bounded piece of each duty. A duty that fails does not keep the others from their turn.
@@ -157,17 +148,14 @@ impl Caretaker {
         Ok(())
     }
 
-    fn order_deletions(&mut self, now: MonoMs) -> Result<(), FsError> {
-        let due = self.shared.executor.reclaim_due(self.reclaim_entries)?;
+    fn order_deletions(&self, now: MonoMs) -> Result<(), FsError> {
+        let due = self.shared.executor.reclaim_due(RECLAIM_ENTRIES)?;
         let plan = plan_reclaim(&due, &self.shared.nodes.read(), now);
-        // Entries that wait for a node that is away must not keep those behind them from their turn.
-        self.reclaim_entries = if plan.is_empty() && due.len() >= self.reclaim_entries {
-            (2 * self.reclaim_entries).min(RECLAIM_ENTRIES_MAX)
-        } else if due.len() < RECLAIM_ENTRIES {
-            RECLAIM_ENTRIES
-        } else {
-            self.reclaim_entries
-        };
+        if plan.is_empty() {
+            return Ok(());
+        }
+        // An unlink that a power cut takes back must find its data: nobody deletes before it is on stable media.
+        self.shared.executor.wait_durable(Seq(0))?;
         let mut table = self.shared.nodes.write();
         for (node, chunks) in plan {
             table.order_deletions(node, chunks);

@@ -49,7 +49,9 @@ async fn targets(State(discovery): State<Arc<Discovery>>) -> Json<Vec<TargetGrou
     let shared = &discovery.shared;
     let nodes: Vec<(NodeId, NodeFacts)> =
         shared.nodes.read().iter().map(|(id, node)| (id, node.facts.clone())).collect();
-    let sessions = shared.executor.sessions();
+    let executor = Arc::clone(&shared.executor);
+    // Waits for a batch; without an answer the mounts are missing until the next time.
+    let sessions = tokio::task::spawn_blocking(move || executor.sessions()).await.unwrap_or_default();
     let bound = discovery.own.get().map(SocketAddr::to_string).unwrap_or_default();
     let own = own_address(shared.config.advertise.as_deref(), &bound);
     Json(groups(&own, &nodes, &sessions))
