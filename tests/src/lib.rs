@@ -1,1 +1,24 @@
-//! Placeholder.
+//! Black-box tests of dfs: real processes of the release binary, real mounts, ordinary programs.
+//!
+//! ```text
+//! binary    which `dfs` is tested                 wait      for a condition, with a deadline
+//! ports     loopback ports of one cluster         program   other programs, with a deadline
+//! daemon    one process with its log              http      one GET
+//! cluster   master + chunk servers + mounts       manifest  a tree as a list that can be compared
+//! workload  ordinary work that can be checked again later, after a crash or on another mount
+//! ```
+//!
+//! What it checks on a mount it also checks on a local directory (`tests/oracle.rs`): there it must pass, or it is the
+//! test that is wrong. Nothing here knows a crate of dfs.
+
+#![allow(clippy::disallowed_methods, reason = "a shell: it owns processes, sockets, files and the time they take")]
+
+pub mod binary;
+pub mod cluster;
+pub mod daemon;
+pub mod http;
+pub mod manifest;
+pub mod ports;
+pub mod program;
+pub mod wait;
+pub mod workload;
