@@ -56,7 +56,7 @@ impl AdminService {
             logical_bytes: counters.logical_bytes,
             seq: seq.0,
             durable_seq: durable_seq.0,
-            nodes: table.iter().map(|(id, node)| node_status(&table, id, node, now)).collect(),
+            nodes: table.iter().map(|(id, node)| node_status(&table, id, node, now, shared.started)).collect(),
             sessions: sessions.into_iter().map(session_status).collect(),
             total_bytes: space.total_bytes / u64::from(REPLICAS),
             free_bytes: space.free_bytes / u64::from(REPLICAS),
@@ -96,7 +96,7 @@ impl Admin for AdminService {
     }
 }
 
-fn node_status(table: &NodeTable, id: NodeId, node: &Node, now: MonoMs) -> pb::NodeStatus {
+fn node_status(table: &NodeTable, id: NodeId, node: &Node, now: MonoMs, started: MonoMs) -> pb::NodeStatus {
     let state = table.state(id, now);
     pb::NodeStatus {
         node: id.0,
@@ -106,8 +106,8 @@ fn node_status(table: &NodeTable, id: NodeId, node: &Node, now: MonoMs) -> pb::N
         rack: node.facts.rack.clone(),
         lease_valid: state == NodeState::Online,
         online: state != NodeState::Offline,
-        // One that was never heard of is as old as can be said.
-        last_seen_ms: node.last_seen.map_or(u64::MAX, |seen| now.since(seen)),
+        // One that was not heard of in this run: that is all that is known.
+        last_seen_ms: now.since(node.last_seen.unwrap_or(started)),
         disks: node.disks.iter().map(disk_status).collect(),
         software: node.facts.software.clone(),
         replicas: node.recorded_replicas(),

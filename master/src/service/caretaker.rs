@@ -44,7 +44,7 @@ const CENSUS_PERIOD_MS: u64 = 10_000;
 pub async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let mut ticks = tokio::time::interval(Duration::from_millis(shared.config.pulse_ms.clamp(10, 1_000)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut caretaker = Caretaker::new(shared);
+    let mut caretaker = Caretaker::new(Arc::clone(&shared));
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
@@ -59,8 +59,9 @@ pub async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         {
             Ok(back) => caretaker = back,
             Err(error) => {
-                tracing::error!(%error, "the caretaker died");
-                return;
+                // A bug in one duty; the others are still needed.
+                tracing::error!(%error, "the caretaker broke and begins anew");
+                caretaker = Caretaker::new(Arc::clone(&shared));
             }
         }
     }
@@ -370,3 +371,7 @@ mod tests {
         assert_eq!(census.next_page(), Some(None));
     }
 }
+
+#[cfg(test)]
+#[path = "caretaker_tests.rs"]
+mod with_an_executor;

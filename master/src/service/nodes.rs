@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dfs_proto::wire::{PROTOCOL, PROTOCOL_MIN, pb};
@@ -42,6 +43,9 @@ pub async fn serve(shared: Arc<Shared>, address: &str) -> std::io::Result<Socket
     let server = tonic::transport::Server::builder()
         .tcp_nodelay(true)
         .max_concurrent_streams(STREAMS_MAX)
+        // A host that vanished leaves no connection behind.
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .add_service(nodes)
         .add_service(admin);
     tokio::spawn(async move {
