@@ -45,10 +45,7 @@ impl AdminService {
             cluster_id: Bytes::copy_from_slice(&shared.cluster.0),
             software: env!("CARGO_PKG_VERSION").into(),
             uptime_ms: now.since(shared.started),
-            engine: match shared.config.engine {
-                super::config::EngineKind::Memory => "memory".into(),
-                super::config::EngineKind::Embedded => "embedded".into(),
-            },
+            engine: shared.config.engine.name().into(),
             inodes: counters.inodes,
             chunks: counters.chunks,
             orphans: counters.orphans,

@@ -2,14 +2,7 @@
 
 use std::path::PathBuf;
 
-/// What keeps the records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EngineKind {
-    /// Main memory: for tests; everything is gone when the process ends.
-    Memory,
-    /// An LSM tree in the data directory.
-    Embedded,
-}
+pub use crate::store::EngineKind;
 
 /// Settings of a master.
 #[derive(Clone, Debug)]

@@ -247,3 +247,7 @@ mod tests {
         assert!(disks_of(vec![disk; DISKS_MAX + 1]).is_err());
     }
 }
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod with_a_master;

@@ -194,7 +194,7 @@ impl EmbeddedStore {
 
 impl MetaStore for EmbeddedStore {
     fn engine(&self) -> &'static str {
-        "embedded"
+        super::EngineKind::Embedded.name()
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {

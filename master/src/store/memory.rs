@@ -112,7 +112,7 @@ fn apply(map: &mut Map, batch: &Batch) {
 
 impl MetaStore for MemoryStore {
     fn engine(&self) -> &'static str {
-        "memory"
+        super::EngineKind::Memory.name()
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {

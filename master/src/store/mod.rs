@@ -25,8 +25,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dfs_proto::Seq;
 
-use crate::service::config::EngineKind;
-
 /// Most bytes of a key.
 pub const KEY_BYTES_MAX: usize = 65_535;
 /// Most bytes of a value: far above any record, far below what would harm an engine.
@@ -47,6 +45,25 @@ pub enum StoreError {
     /// The caller broke a rule of [`Batch`]; nothing was changed.
     #[error("metadata store: batch refused: {0}")]
     Refused(String),
+}
+
+/// What keeps the records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// Main memory: for tests; everything is gone when the process ends.
+    Memory,
+    /// An LSM tree in the data directory.
+    Embedded,
+}
+
+impl EngineKind {
+    /// Returns its name, as `dfs status` shows it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Embedded => "embedded",
+        }
+    }
 }
 
 /// Opens the engine `kind` with its files in `directory`, which is made if absent (and left alone by an engine without

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use dfs_master::{EngineKind, Master, MasterConfig};
+use crate::{EngineKind, Master, MasterConfig};
 use dfs_proto::wire::{PROTOCOL, pb};
 use pb::admin_client::AdminClient;
 use pb::chunk_servers_client::ChunkServersClient;
