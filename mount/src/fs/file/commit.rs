@@ -125,12 +125,52 @@ impl FileState {
                 Ok(Committed::Done)
             }
             Err(error) => {
-                state.acked.extend(sent.written);
+                state.acked.extend(&sent.written);
                 drop(state);
+                if matches!(error, FsError::Stale(_)) && self.drop_what_is_gone(&sent.written)? {
+                    return Ok(Committed::PushFirst);
+                }
                 self.commit_failed(&error);
                 Err(error)
             }
         }
+    }
+
+    /// Another mount cut off or punched chunks that were written here. Returns whether that was it: the rest can be
+    /// committed.
+    fn drop_what_is_gone(&self, written: &[ChunkIndex]) -> Result<bool, FsError> {
+        let backend = &self.shared.backend;
+        let attr = backend.get_attr(self.inode).inspect_err(|error| self.commit_failed(error))?;
+        let mut gone: Vec<ChunkIndex> = Vec::new();
+        if attr.is_inline {
+            gone.extend(written);
+        } else {
+            for &index in written {
+                let chunks = backend.get_chunks(self.inode, index, 1).inspect_err(|error| self.commit_failed(error))?;
+                if chunks.locations.iter().all(|location| location.index != index || location.is_hole()) {
+                    gone.push(index);
+                }
+            }
+        }
+        let mut state = self.state.lock();
+        self.note_attr_locked(&mut state, &attr);
+        if attr.is_inline {
+            // Truncated to nothing.
+            state.acked.clear();
+            state.acked_end = 0;
+            state.mtime = state.mtime.filter(|_| !state.dirty.is_empty());
+            if state.layout.is_chunked() {
+                self.content_changed(&mut state);
+            }
+            return Ok(true);
+        }
+        for index in &gone {
+            state.acked.remove(index);
+            state.unsynced.remove(index);
+        }
+        state.forget_locations(ChunkIndex(0));
+        state.acked_since = Some(self.shared.clock.mono());
+        Ok(!gone.is_empty())
     }
 
     /// Makes the chunks the content of a file that was inline.
@@ -150,7 +190,7 @@ impl FileState {
                 Ok(Committed::Done)
             }
             Err(FsError::Stale(_)) => {
-                state.acked.extend(sent.written);
+                state.acked.extend(&sent.written);
                 drop(state);
                 self.merge_leaving().inspect_err(|error| self.commit_failed(error))?;
                 Ok(Committed::PushFirst)

@@ -28,3 +28,6 @@ mod write;
 
 pub use backend::{Backend, Remote};
 pub use table::{FileSettings, FileTable, HandleId, OpenOptions, Whence};
+
+#[cfg(test)]
+mod tests;

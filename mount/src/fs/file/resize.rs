@@ -13,9 +13,6 @@ use parking_lot::MutexGuard;
 use super::state::{FileState, Layout};
 use crate::fs::Attr;
 
-/// Most chunks of one punch request: the master works through them in one batch.
-const PUNCH_CHUNKS_MAX: u32 = 4096;
-
 impl FileState {
     /// Sets the size; `send` makes the master's call.
     pub(super) fn truncate(
@@ -42,8 +39,8 @@ impl FileState {
             _ => None,
         };
         if let Ok(attr) = &answer {
-            let first_gone = ChunkIndex(size.div_ceil(attr.chunk_size()) as u32);
-            state.forget_locations(first_gone);
+            let first_gone = u32::try_from(size.div_ceil(attr.chunk_size())).unwrap_or(u32::MAX);
+            state.forget_locations(ChunkIndex(first_gone));
             self.invalidate_ahead(&mut state, size.min(old_size), u64::MAX);
             let is_ours = attr.data_version <= before + 1;
             let content = match base {
@@ -74,8 +71,10 @@ impl FileState {
         let mut state = self.state.lock();
         match &state.layout {
             Layout::Inline { .. } if size > INLINE_BYTES_MAX => {
+                // An empty file becomes a hole without further ado.
+                let is_empty = state.is_clean() && state.size() == 0;
                 drop(state);
-                self.leave_for(order, size)
+                if is_empty { Ok(()) } else { self.leave_for(order, size) }
             }
             Layout::Inline { .. } | Layout::Leaving { .. } if size > 0 => {
                 drop(state);
@@ -89,6 +88,13 @@ impl FileState {
                 self.wait_for_flight_past(size);
 
                 let mut state = self.state.lock();
+                if state.layout.is_chunked() && state.acked_end > state.attr.size.max(size) {
+                    // The master zeroes the rest of the last chunk up to the size it knows: that has to cover what is
+                    // on the replicas, or it would show up again when the file grows.
+                    drop(state);
+                    self.settle_ordered(order)?;
+                    state = self.state.lock();
+                }
                 let chunk_size = state.attr.chunk_size();
                 let is_left = |index: &ChunkIndex| u64::from(index.0) * chunk_size < size;
                 state.acked.retain(is_left);
@@ -205,29 +211,12 @@ impl FileState {
     }
 
     fn zero_chunks(self: &Arc<Self>, offset: u64, end: u64, size: u64, chunk_size: u64) -> Result<(), FsError> {
-        let wall = self.shared.clock.wall();
         let first_whole = offset.div_ceil(chunk_size);
         // The last chunk of the file is whole up to its end.
         let end_whole = if end == size { end.div_ceil(chunk_size) } else { end / chunk_size };
         let mut edges: Vec<(u64, u64)> = Vec::new();
         if first_whole < end_whole {
-            let mut first = first_whole as u32;
-            while u64::from(first) < end_whole {
-                let count = (end_whole - u64::from(first)).min(u64::from(PUNCH_CHUNKS_MAX)) as u32;
-                let before = {
-                    let mut state = self.state.lock();
-                    self.change_begins(&mut state)
-                };
-                let answer = self.shared.backend.punch_chunks(self.inode, ChunkIndex(first), count, wall);
-                let mut state = self.state.lock();
-                state.forget_locations(ChunkIndex(first));
-                let last = ChunkIndex(first + count);
-                state.unsynced.retain(|&index| index < ChunkIndex(first) || index >= last);
-                self.change_done(&mut state, before, answer.as_ref().ok());
-                drop(state);
-                answer?;
-                first += count;
-            }
+            self.punch(first_whole, end_whole - first_whole)?;
             edges.push((offset, first_whole * chunk_size));
             edges.push((end_whole * chunk_size, end));
         } else {
@@ -243,6 +232,22 @@ impl FileState {
         let mut state = self.state.lock();
         self.invalidate_ahead(&mut state, offset, end);
         Ok(())
+    }
+
+    /// Makes holes of whole chunks.
+    fn punch(&self, first: u64, count: u64) -> Result<(), FsError> {
+        let mut state = self.state.lock();
+        let before = self.change_begins(&mut state);
+        drop(state);
+        let wall = self.shared.clock.wall();
+        let count_u32 = u32::try_from(count).unwrap_or(u32::MAX);
+        let answer = self.shared.backend.punch_chunks(self.inode, ChunkIndex(first as u32), count_u32, wall);
+        let mut state = self.state.lock();
+        state.forget_locations(ChunkIndex(first as u32));
+        state.unsynced.retain(|&index| !(first..first + count).contains(&u64::from(index.0)));
+        self.change_done(&mut state, before, answer.as_ref().ok());
+        drop(state);
+        answer.map(drop)
     }
 
     /// Zeroes a range within one chunk.

@@ -28,26 +28,26 @@ impl FileState {
         if is_inline {
             return Ok(if whence == Whence::Data { offset } else { size });
         }
-        let mut first = (offset / chunk_size) as u32;
-        let end = size.div_ceil(chunk_size) as u32;
+        let mut first = offset / chunk_size;
+        let end = size.div_ceil(chunk_size);
         let mut lookups = 0;
         while first < end {
             if lookups == LOOKUPS_MAX {
-                return Ok(if whence == Whence::Data { u64::from(first) * chunk_size } else { size });
+                return Ok(if whence == Whence::Data { first * chunk_size } else { size });
             }
             lookups += 1;
-            let count = (end - first).min(LOCATIONS_MAX);
-            let chunks = self.shared.backend.get_chunks(self.inode, ChunkIndex(first), count)?;
+            let count = (end - first).min(u64::from(LOCATIONS_MAX));
+            let chunks = self.shared.backend.get_chunks(self.inode, ChunkIndex(first as u32), count as u32)?;
             let present: Vec<ChunkIndex> =
                 chunks.locations.iter().filter(|location| !location.is_hole()).map(|location| location.index).collect();
             let mut present = present.into_iter().peekable();
             for index in first..first + count {
-                let chunk_start = u64::from(index) * chunk_size;
+                let chunk_start = index * chunk_size;
                 let from = offset.max(chunk_start);
                 let to = (chunk_start + chunk_size).min(size);
-                let is_present = present.next_if(|next| next.0 == index).is_some();
+                let is_present = present.next_if(|next| u64::from(next.0) == index).is_some();
                 let found = if is_present {
-                    self.seek_in_chunk(ChunkIndex(index), chunk_start, from, to, whence)?
+                    self.seek_in_chunk(ChunkIndex(index as u32), chunk_start, from, to, whence)?
                 } else if whence == Whence::Hole {
                     Some(from)
                 } else {
@@ -104,6 +104,8 @@ pub(super) fn copy(
     if Arc::ptr_eq(source, target) && !is_apart {
         return Err(FsError::Invalid("copy_file_range: the ranges overlap"));
     }
+    // What the copy itself appends is not its source.
+    let length = length.min(source.state.lock().size().saturating_sub(source_offset));
     let mut copied = 0;
     while copied < length {
         let piece = (length - copied).min(COPY_PIECE_BYTES) as u32;

@@ -248,7 +248,7 @@ impl FileState {
     }
 
     /// Somebody else changed the content: drops what is cached of the old one. What is dirty here stays, on top.
-    fn content_changed(&self, state: &mut State) {
+    pub(super) fn content_changed(&self, state: &mut State) {
         state.forget_locations(ChunkIndex(0));
         self.invalidate_ahead(state, 0, u64::MAX);
         let attr = state.attr;
@@ -405,6 +405,10 @@ impl Layout {
 
     pub(super) fn is_inline(&self) -> bool {
         matches!(self, Self::Inline { .. })
+    }
+
+    pub(super) fn is_chunked(&self) -> bool {
+        matches!(self, Self::Chunked)
     }
 }
 

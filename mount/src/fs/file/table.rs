@@ -295,6 +295,21 @@ impl FileTable {
         self.shared.kept.clear();
     }
 
+    #[cfg(test)]
+    pub(super) fn dirty_bytes(&self) -> u64 {
+        self.shared.budget.used()
+    }
+
+    #[cfg(test)]
+    pub(super) fn open_files(&self) -> usize {
+        self.files.lock().len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn press(&self) {
+        self.shared.pushers.press();
+    }
+
     fn file(&self, handle: HandleId) -> Result<Arc<FileState>, FsError> {
         self.handles.read().get(&handle).cloned().ok_or(FsError::Stale("the handle is closed"))
     }
