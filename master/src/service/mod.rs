@@ -11,22 +11,21 @@
 pub mod admin;
 mod care_calls;
 pub mod caretaker;
+mod clients;
 pub mod config;
+pub mod cut;
+mod data_dir;
+pub mod data_plane;
+mod decode;
 mod durability;
 pub mod executor;
+mod grants;
 pub mod http;
 pub mod master;
 pub mod metrics;
 pub mod nodes;
 mod owner;
 mod records;
-
-// `Master::start` runs these, on the master's tokio runtime (they are declared here when their owner commits them):
-//   nodes::serve(Arc<Shared>, address: &str) -> async std::io::Result<SocketAddr>     both gRPC services
-//   http::serve(Arc<Shared>, address: &str) -> async std::io::Result<SocketAddr>      /metrics /healthz /sd
-//   caretaker::run(Arc<Shared>, stop: tokio::sync::watch::Receiver<bool>) -> async ()
-// and of the store: store::open(EngineKind, &Path) -> Result<Arc<dyn MetaStore>, StoreError>,
-// store::memory::MemoryStore::new() with crash(&self) that forgets what was not synced.
 
 use std::sync::Arc;
 
@@ -61,4 +60,6 @@ pub struct Shared {
     pub metrics: Arc<metrics::MasterMetrics>,
     /// Chunk servers: addresses, leases, space. Never locked while waiting for the executor.
     pub nodes: Arc<RwLock<NodeTable>>,
+    /// Calls to the primaries of chunks.
+    pub data: data_plane::DataPlane,
 }

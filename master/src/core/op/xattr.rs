@@ -30,7 +30,7 @@ pub(super) fn setxattr(view: &View<'_>, now: UnixNanos, request: &SetXattr) -> R
         return Err(FsError::NoSpace.into());
     }
     let mut outcome = Outcome::new(view);
-    let inode = outcome.edit(view, request.inode, |inode| {
+    outcome.edit(view, request.inode, |inode| {
         if !exists {
             inode.xattrs += 1;
             inode.xattr_name_bytes += name_bytes;
@@ -39,7 +39,7 @@ pub(super) fn setxattr(view: &View<'_>, now: UnixNanos, request: &SetXattr) -> R
     })?;
     let seq = outcome.seq();
     outcome.put(key, Record::Xattr(Xattr { value: request.value.clone(), seq }));
-    Ok(outcome.reply(Body::Entry { inode, is_created: false }))
+    Ok(outcome)
 }
 
 /// Reads an attribute.
@@ -87,11 +87,11 @@ pub(super) fn removexattr(view: &View<'_>, now: UnixNanos, inode: InodeId, name:
         return Err(FsError::NoAttribute.into());
     }
     let mut outcome = Outcome::new(view);
-    let inode = outcome.edit(view, inode, |inode| {
+    outcome.edit(view, inode, |inode| {
         inode.xattrs -= 1;
         inode.xattr_name_bytes -= name.len() as u32 + 1;
         inode.touch_attributes(now);
     })?;
     outcome.delete(key);
-    Ok(outcome.reply(Body::Entry { inode, is_created: false }))
+    Ok(outcome)
 }

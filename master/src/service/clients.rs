@@ -1,0 +1,188 @@
+//! The hot plane: mounts ask, a thread for each connection answers.
+//!
+//! Sketch of a call: one frame in, decode, the executor's turn (a lone caller runs it itself), one frame out. No
+//! thread is woken on the way, and none but the caller waits for stable media.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dfs_proto::wire::{Connection, FrameKind, Identity, Listener, Peer, WireError, accept_hello, pb};
+use dfs_proto::{FsError, NodeId, Seq, SessionId};
+use prost::Message;
+
+use super::decode::{self, Asked};
+use super::{Shared, cut, grants};
+use crate::core::op::{CUT_PENDING, MUST_LEAVE_INLINE};
+use crate::core::outcome::Body;
+use crate::core::request::{Call, Request};
+use crate::core::session::Reply;
+
+/// Most connections: some for each of many mounts.
+const CONNECTIONS_MAX: usize = 4_096;
+/// How long a peer may take for its hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a call waits for a truncate of the same file before the mount is told to try again.
+const CUT_WAIT: Duration = Duration::from_secs(5);
+/// How often it looks.
+const CUT_POLL: Duration = Duration::from_millis(2);
+/// Tries to get a file out of its inline content against others who change it.
+const LEAVE_INLINE_TRIES: usize = 8;
+
+/// Listens on `address` for mounts.
+///
+/// # Errors
+///
+/// If the address cannot be bound.
+pub(super) fn start(shared: Arc<Shared>, address: &str) -> std::io::Result<Listener> {
+    Listener::start(address, CONNECTIONS_MAX, "master-hot", move |connection| {
+        let peer = connection.peer();
+        match serve(&shared, connection) {
+            Ok(()) | Err(WireError::Closed) => {}
+            Err(error) => tracing::debug!(%peer, %error, "connection ended"),
+        }
+    })
+}
+
+fn serve(shared: &Shared, mut connection: Connection) -> Result<(), WireError> {
+    let own = Identity {
+        cluster: Some(shared.cluster),
+        role: pb::Role::Master,
+        node: NodeId(0),
+        boot: shared.boot,
+        session: SessionId(0),
+    };
+    let allowed = [pb::Role::Mount, pb::Role::ChunkServer];
+    let peer: Peer = accept_hello(&mut connection, &own, &allowed, HELLO_TIMEOUT)?;
+    let mut client = Client { shared, session: peer.session, may_ask: peer.role == pb::Role::Mount };
+    loop {
+        let frame = connection.recv(None)?;
+        let started = Instant::now();
+        if frame.kind != FrameKind::MetaRequest {
+            return Err(WireError::Malformed(format!("{:?} where a request was expected", frame.kind)));
+        }
+        let request =
+            pb::MetaRequest::decode(frame.head).map_err(|error| WireError::Malformed(error.to_string()))?;
+        let op = decode::op_name(request.body.as_ref());
+        let (reply, error) = client.answer(request);
+        shared.metrics.observe(op, started, error.as_ref());
+        connection.send(FrameKind::MetaReply, frame.request_id, &reply, &[])?;
+    }
+}
+
+/// One connection of a mount.
+struct Client<'a> {
+    shared: &'a Shared,
+    session: SessionId,
+    may_ask: bool,
+}
+
+impl Client<'_> {
+    fn answer(&mut self, request: pb::MetaRequest) -> (pb::MetaReply, Option<FsError>) {
+        let (result, durable) = match self.ask(request) {
+            Ok(answered) => answered,
+            Err(error) => (Err(error), Seq(0)),
+        };
+        match result {
+            Ok((reply, locations)) => {
+                let (seq, time) = (reply.seq.0, reply.time.0);
+                let mut body = decode::reply_body(reply.body, locations);
+                if let pb::meta_reply::Body::SessionOpened(opened) = &mut body {
+                    opened.lease_ms = self.shared.config.session_ms;
+                    opened.cluster_id = bytes::Bytes::copy_from_slice(&self.shared.cluster.0);
+                    self.session = SessionId(opened.session);
+                }
+                (pb::MetaReply { seq, durable_seq: durable.0, time, failure: None, body: Some(body) }, None)
+            }
+            Err(error) => {
+                let failure = Some(pb::Failure::from(&error));
+                (pb::MetaReply { durable_seq: durable.0, failure, ..Default::default() }, Some(error))
+            }
+        }
+    }
+
+    #[allow(clippy::type_complexity, reason = "the parts of one answer, used once")]
+    fn ask(
+        &self,
+        request: pb::MetaRequest,
+    ) -> Result<(Result<(Reply, Vec<pb::ChunkLocation>), FsError>, Seq), FsError> {
+        if !self.may_ask {
+            return Err(FsError::Protocol("only mounts have requests".into()));
+        }
+        match decode::request(self.session, request)? {
+            Asked::Call(call) => Ok(self.call(*call)),
+            Asked::Sync(seq) => {
+                let (result, _) = self.call(self.ping());
+                let result = result.and_then(|reply| {
+                    self.shared.executor.wait_durable(seq)?;
+                    Ok(reply)
+                });
+                Ok((result, self.shared.executor.call(self.ping()).durable))
+            }
+            Asked::BadReplica(report) => {
+                tracing::warn!(
+                    chunk = report.chunk,
+                    version = report.version,
+                    node = report.node,
+                    session = %self.session,
+                    detail = %report.detail.escape_debug(),
+                    "a mount met a replica with wrong bytes"
+                );
+                Ok(self.call(self.ping()))
+            }
+        }
+    }
+
+    fn ping(&self) -> Call {
+        Call {
+            session: self.session,
+            number: 0,
+            acked_below: 0,
+            uid: 0,
+            gid: 0,
+            replay: None,
+            request: Request::Ping,
+        }
+    }
+
+    fn call(&self, call: Call) -> (Result<(Reply, Vec<pb::ChunkLocation>), FsError>, Seq) {
+        let deadline = Instant::now() + CUT_WAIT;
+        let mut tries = 0;
+        loop {
+            let answered = self.shared.executor.call(call.clone());
+            match (&answered.result, &call.request) {
+                (Err(error), _) if *error == CUT_PENDING && Instant::now() < deadline => {
+                    std::thread::sleep(CUT_POLL);
+                    continue;
+                }
+                (Err(error), Request::SetAttr(set)) if *error == MUST_LEAVE_INLINE && tries < LEAVE_INLINE_TRIES => {
+                    tries += 1;
+                    match cut::leave_inline(self.shared, self.session, set.inode) {
+                        // Somebody changed the content meanwhile.
+                        Ok(()) | Err(FsError::Stale(_)) => continue,
+                        Err(error) => return (Err(error), answered.durable),
+                    }
+                }
+                _ => {}
+            }
+            if let Some(intent) = &answered.cut
+                && let Err(error) = cut::finish(self.shared, intent)
+            {
+                // The new size holds, and nobody is shown the chunk before the caretaker has finished.
+                tracing::warn!(inode = %intent.inode, index = %intent.index, %error, "a truncate is left to the caretaker");
+            }
+            let result = answered.result.and_then(|reply| {
+                let locations = self.locations(&reply.body)?;
+                Ok((reply, locations))
+            });
+            return (result, answered.durable);
+        }
+    }
+
+    fn locations(&self, body: &Body) -> Result<Vec<pb::ChunkLocation>, FsError> {
+        let Body::Chunks { inode, chunks } = body else { return Ok(Vec::new()) };
+        let place = |(index, chunk): &(dfs_proto::ChunkIndex, Option<Arc<crate::core::record::Chunk>>)| {
+            grants::location(self.shared, *index, inode.chunk_size_log2, chunk.as_deref())
+        };
+        chunks.iter().map(place).collect()
+    }
+}
