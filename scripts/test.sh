@@ -8,7 +8,7 @@
 # A line for each stage says how many seconds it took; the last lines say what failed. Exit 0: nothing.
 # TMPDIR must be on a real disk: the clusters keep their data there.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 case ${1:-} in
   "") ;;
   --soak) export DFS_TEST_SOAK=1 ;;
@@ -27,7 +27,7 @@ cleanup() {
     echo "left mounted: $point" >&2
     umount -l "$point"
   done
-  rm -rf "$scratch"
+  rm -rf --one-file-system "$scratch"
 }
 trap cleanup EXIT
 trap 'exit 130' INT TERM
