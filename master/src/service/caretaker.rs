@@ -15,14 +15,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, MonoMs, NodeId, Seq};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use super::Shared;
 use super::metrics::{Gauges, NodeGauges};
+use super::{Shared, cut};
 use crate::core::care::{ChunkFacts, ReclaimEntry};
 use crate::core::node_table::{NodeState, NodeTable};
 
@@ -74,11 +76,28 @@ struct Caretaker {
     states: BTreeMap<NodeId, NodeState>,
     /// What went wrong last, so that a lasting trouble is logged once.
     trouble: BTreeMap<&'static str, FsError>,
+    /// The thread that finishes truncates, while there are any.
+    finishing: Option<JoinHandle<Result<(), FsError>>>,
+    /// Tells it that the master stops.
+    stopping: Arc<AtomicBool>,
+}
+
+impl Drop for Caretaker {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Caretaker {
     fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, census: Census::default(), states: BTreeMap::new(), trouble: BTreeMap::new() }
+        Self {
+            shared,
+            census: Census::default(),
+            states: BTreeMap::new(),
+            trouble: BTreeMap::new(),
+            finishing: None,
+            stopping: Arc::default(),
+        }
     }
 
     /// Does a bounded piece of each duty. A duty that fails does not keep the others from their turn.
@@ -174,10 +193,36 @@ impl Caretaker {
         Ok(())
     }
 
-    fn finish_cuts(&self) -> Result<(), FsError> {
-        for cut in self.shared.executor.pending_cuts(CUTS)? {
-            tracing::info!(inode = %cut.inode, index = %cut.index, "finishing a truncate");
+    /// Finishes truncates on a thread of its own: each can wait seconds for its primary, and the other duties go on.
+    fn finish_cuts(&mut self) -> Result<(), FsError> {
+        if let Some(running) = self.finishing.take() {
+            if !running.is_finished() {
+                self.finishing = Some(running);
+                return Ok(());
+            }
+            running.join().unwrap_or_else(|_| Err(FsError::Io("the thread that finishes truncates broke".into())))?;
         }
+        let cuts = self.shared.executor.pending_cuts(CUTS)?;
+        if cuts.is_empty() {
+            return Ok(());
+        }
+        let (shared, stopping) = (Arc::clone(&self.shared), Arc::clone(&self.stopping));
+        let work = move || {
+            let mut result = Ok(());
+            for cut in cuts {
+                if stopping.load(Ordering::Relaxed) {
+                    break;
+                }
+                match cut::finish(&shared, &cut) {
+                    Ok(()) => tracing::info!(inode = %cut.inode, index = %cut.index, "finished a truncate"),
+                    // The next ones may be at other chunk servers.
+                    Err(error) => result = Err(error),
+                }
+            }
+            result
+        };
+        let spawned = std::thread::Builder::new().name("master-cuts".into()).spawn(work);
+        self.finishing = Some(spawned.map_err(|error| FsError::Io(error.to_string()))?);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! The caretaker at work on a real executor, with a store in memory and a clock that the test sets.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use dfs_proto::env::Clock;
 use dfs_proto::grant::GrantKey;
@@ -9,6 +9,7 @@ use parking_lot::RwLock;
 use prometheus::TextEncoder;
 
 use super::super::config::{EngineKind, MasterConfig};
+use super::super::data_plane::DataPlane;
 use super::super::executor::Executor;
 use super::super::metrics::MasterMetrics;
 use super::*;
@@ -70,6 +71,7 @@ impl Bench {
             cluster: ClusterId([1; 16]),
             grant_key: GrantKey::new([2; 32]),
             boot: BootSession(3),
+            data: DataPlane::new(ClusterId([1; 16]), BootSession(3)),
             started: MonoMs(0),
             executor,
             metrics,

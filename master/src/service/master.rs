@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dfs_proto::env::{Clock, SystemClock, random_u64};
 use dfs_proto::wire::Listener;
@@ -134,6 +134,12 @@ impl Drop for Master {
             runtime.shutdown_timeout(STOP_TIMEOUT);
         }
         self.shared.executor.stop();
+        // Threads of connections let go of the store a moment after their sockets are shut down. Whoever starts a
+        // master on this directory next must not find it locked.
+        let until = Instant::now() + STOP_TIMEOUT;
+        while Arc::strong_count(&self.shared) > 1 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         tracing::info!(cluster = %self.shared.cluster, "master stopped");
     }
 }
