@@ -24,20 +24,23 @@ pub(super) enum Committed {
 }
 
 impl FileState {
-    /// Pushes and commits all that was written before this call.
+    /// Pushes and commits all that was written before this call. Returns whether the commit asked for more pushes
+    /// than those that were dirty: then chunks changed that the caller may not have known of.
     ///
     /// # Errors
     ///
     /// Those of the commit; failures of pushes are kept for the handles ([`FileState::take_error`]).
-    pub(super) fn settle(self: &Arc<Self>) -> Result<(), FsError> {
+    pub(super) fn settle(self: &Arc<Self>) -> Result<bool, FsError> {
+        let mut pushed_more = false;
         loop {
             if !self.push_all() {
-                return Ok(());
+                return Ok(pushed_more);
             }
             let order = self.order.lock();
             if self.commit(&order)? == Committed::Done {
-                return Ok(());
+                return Ok(pushed_more);
             }
+            pushed_more = true;
         }
     }
 
@@ -53,7 +56,7 @@ impl FileState {
 
     /// Pushes what was written before this call; inline content is left to the commit. Returns whether there is
     /// anything to commit.
-    fn push_all(self: &Arc<Self>) -> bool {
+    pub(super) fn push_all(self: &Arc<Self>) -> bool {
         let mark = {
             let mut state = self.state.lock();
             if state.is_clean() {

@@ -12,10 +12,13 @@ use dfs_proto::{ChunkIndex, FsError};
 use super::state::{FileState, Layout};
 use super::table::HandleId;
 use crate::cache::{Fetch, Found};
-use crate::remote::{Location, retry};
+use crate::remote::{Location, Policy, retry};
 
 /// Locations that are asked for together: 1 GiB of the default layout.
 const LOCATIONS_AT_ONCE: u32 = 16;
+
+/// What is read ahead is not worth more patience: whoever needs it asks for it again, with all of the policy's.
+const AHEAD_POLICY: Policy = Policy::Soft { ms: 500 };
 
 static ZEROS: LazyLock<Bytes> = LazyLock::new(|| vec![0; DATA_BYTES_MAX as usize].into());
 
@@ -117,7 +120,7 @@ impl FileState {
                 }
                 Found::Miss(length) => {
                     drop(state);
-                    self.read_through(offset, length, pieces)?;
+                    self.read_through(offset, length, self.shared.settings.policy, pieces)?;
                     offset += length;
                 }
             }
@@ -138,7 +141,7 @@ impl FileState {
     fn fetch_piece(self: &Arc<Self>, handle_id: HandleId, fetch: Fetch) {
         let mut pieces = Vec::new();
         // A failure is found again, with its retries and its error, by whoever reads there.
-        let outcome = self.read_through(fetch.offset, fetch.length, &mut pieces);
+        let outcome = self.read_through(fetch.offset, fetch.length, AHEAD_POLICY, &mut pieces);
         let bytes = outcome.ok().map(|()| joined(pieces, fetch.length));
         let mut state = self.state.lock();
         if let Some(handle) = state.handles.get_mut(&handle_id) {
@@ -150,15 +153,15 @@ impl FileState {
     }
 
     /// Reads from the chunks, whatever is buffered above them.
-    pub(super) fn read_through(&self, offset: u64, length: u64, pieces: &mut Vec<Bytes>) -> Result<(), FsError> {
-        let chunk_size = self.chunk_size();
+    fn read_through(&self, offset: u64, length: u64, policy: Policy, pieces: &mut Vec<Bytes>) -> Result<(), FsError> {
+        let chunk_size = self.chunk_size;
         let mut at = offset;
         let end = offset + length;
         while at < end {
             let chunk_end = at - at % chunk_size + chunk_size;
             let part = (end.min(chunk_end) - at).min(u64::from(DATA_BYTES_MAX));
             let index = ChunkIndex((at / chunk_size) as u32);
-            let data = self.at_chunk("read", index, |location| {
+            let data = self.at_chunk_for(policy, "read", index, |location| {
                 self.shared.backend.read(location, (at % chunk_size) as u32, part as u32)
             })?;
             pieces.push(match data {
@@ -177,8 +180,18 @@ impl FileState {
         index: ChunkIndex,
         call: impl Fn(&Location) -> Result<T, FsError>,
     ) -> Result<Option<T>, FsError> {
+        self.at_chunk_for(self.shared.settings.policy, what, index, call)
+    }
+
+    fn at_chunk_for<T>(
+        &self,
+        policy: Policy,
+        what: &str,
+        index: ChunkIndex,
+        call: impl Fn(&Location) -> Result<T, FsError>,
+    ) -> Result<Option<T>, FsError> {
         retry::run(
-            self.shared.settings.policy,
+            policy,
             what,
             |_| {
                 let Some(location) = self.locate(index)? else { return Ok(None) };

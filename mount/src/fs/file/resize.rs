@@ -95,7 +95,7 @@ impl FileState {
                     self.settle_ordered(order)?;
                     state = self.state.lock();
                 }
-                let chunk_size = state.attr.chunk_size();
+                let chunk_size = self.chunk_size;
                 let is_left = |index: &ChunkIndex| u64::from(index.0) * chunk_size < size;
                 state.acked.retain(is_left);
                 state.unsynced.retain(is_left);
@@ -182,7 +182,7 @@ impl FileState {
         self.settle_ordered(&order)?;
         let (size, chunk_size) = {
             let state = self.state.lock();
-            (state.size(), state.attr.chunk_size())
+            (state.size(), self.chunk_size)
         };
         if offset < size {
             let is_inline = self.zero_inline(offset, end.min(size))?;

@@ -20,7 +20,7 @@ impl FileState {
         self.settle()?;
         let (size, chunk_size, is_inline) = {
             let state = self.state.lock();
-            (state.size(), state.attr.chunk_size(), matches!(state.layout, Layout::Inline { .. }))
+            (state.size(), self.chunk_size, matches!(state.layout, Layout::Inline { .. }))
         };
         if offset >= size {
             return Err(FsError::PastEnd);

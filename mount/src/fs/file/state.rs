@@ -52,6 +52,8 @@ impl Shared {
 /// pages. `order` is held across calls to the master; `state` never is across any call.
 pub(super) struct FileState {
     pub(super) inode: InodeId,
+    /// Of the layout it was made with, for as long as it lives.
+    pub(super) chunk_size: u64,
     pub(super) shared: Arc<Shared>,
     /// Held by whoever changes the file at the master (commits, truncates, punches), so that the data version moves
     /// in known steps and a commit never overtakes a truncate.
@@ -172,14 +174,21 @@ impl FileState {
             deferred: None,
             is_listed: false,
         };
-        Self { inode: attr.inode, shared, order: Mutex::new(()), state: Mutex::new(state), changed: Condvar::new() }
+        Self {
+            inode: attr.inode,
+            chunk_size: attr.chunk_size(),
+            shared,
+            order: Mutex::new(()),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
     }
 
     pub(super) fn add_handle(&self, id: HandleId, options: OpenOptions) {
         let mut state = self.state.lock();
         let settings = &self.shared.settings;
         let window = if options.direct { 0 } else { settings.read_ahead_bytes };
-        let piece_bytes = u64::from(DATA_BYTES_MAX).min(state.attr.chunk_size());
+        let piece_bytes = u64::from(DATA_BYTES_MAX).min(self.chunk_size);
         let handle = Handle {
             options,
             wrote: false,
@@ -197,10 +206,6 @@ impl FileState {
             handle.ahead.clear();
             handle.recount(&self.shared);
         }
-    }
-
-    pub(super) fn chunk_size(&self) -> u64 {
-        self.state.lock().attr.chunk_size()
     }
 
     pub(super) fn has_dirty(&self) -> bool {

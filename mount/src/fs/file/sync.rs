@@ -26,29 +26,46 @@ impl FileState {
         self.take_error(handle)
     }
 
+    /// Cost: the pushes; then the barriers beside the commit and the master's sync, which do not depend on one another.
+    /// Only the success of all of them promises anything.
     pub(super) fn fsync(self: &Arc<Self>, handle: HandleId) -> Result<(), FsError> {
-        let _ = self.settle();
-        let synced = self.sync();
-        // A push that failed is the better answer than the barrier that failed after it.
+        self.push_all();
+        let unsynced = std::mem::take(&mut self.state.lock().unsynced);
+        let synced = if unsynced.is_empty() {
+            self.sync_master()
+        } else {
+            std::thread::scope(|scope| {
+                let barriers = scope.spawn(|| self.barriers(&unsynced));
+                let synced = self.sync_master();
+                barriers.join().expect("a barrier does not panic").and(synced)
+            })
+        };
+        // A push that failed is the better answer than what failed after it.
         self.take_error(handle)?;
         synced
     }
 
-    /// Makes durable what is on the replicas and at the master.
-    fn sync(self: &Arc<Self>) -> Result<(), FsError> {
-        let unsynced = std::mem::take(&mut self.state.lock().unsynced);
-        if let Err(error) = self.barriers(&unsynced) {
-            let mut state = self.state.lock();
-            state.unsynced.extend(unsynced);
-            self.record_error(&mut state, &error);
-            return Err(error);
+    /// Commits, and waits until the master has that on stable media.
+    fn sync_master(self: &Arc<Self>) -> Result<(), FsError> {
+        if self.settle()? {
+            let unsynced = std::mem::take(&mut self.state.lock().unsynced);
+            self.barriers(&unsynced)?;
         }
         let seq = self.state.lock().attr.seq;
         self.shared.backend.sync_to(seq)
     }
 
-    /// Sends a barrier to each of the chunks, several at once.
-    fn barriers(&self, indexes: &BTreeSet<ChunkIndex>) -> Result<(), FsError> {
+    /// Sends a barrier to each of the chunks. If one fails, nothing is known to be durable.
+    fn barriers(&self, unsynced: &BTreeSet<ChunkIndex>) -> Result<(), FsError> {
+        self.send_barriers(unsynced).inspect_err(|error| {
+            let mut state = self.state.lock();
+            state.unsynced.extend(unsynced);
+            self.record_error(&mut state, error);
+        })
+    }
+
+    /// Sends barriers, several at once.
+    fn send_barriers(&self, indexes: &BTreeSet<ChunkIndex>) -> Result<(), FsError> {
         let indexes: Vec<ChunkIndex> = indexes.iter().copied().collect();
         for group in indexes.chunks(BARRIERS_AT_ONCE) {
             let (first, rest) = group.split_first().expect("a group is not empty");

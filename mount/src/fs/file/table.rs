@@ -213,7 +213,7 @@ impl FileTable {
     ///
     /// Those of the cluster; they stay to be reported by the handles too.
     pub fn settle(&self, inode: InodeId) -> Result<(), FsError> {
-        self.open_file(inode).map_or(Ok(()), |file| file.settle())
+        self.open_file(inode).map_or(Ok(()), |file| file.settle().map(drop))
     }
 
     /// Sets the size. `attr` is the newest that is known of the file; `send` makes the master's SetAttr (with all else
@@ -280,7 +280,7 @@ impl FileTable {
     pub fn flush_all(&self) -> Result<(), FsError> {
         let mut outcome = Ok(());
         for file in self.shared.pushers.listed() {
-            outcome = outcome.and(file.settle());
+            outcome = outcome.and(file.settle().map(drop));
         }
         outcome
     }

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod model;
+mod stress;
 
 use std::sync::Arc;
 
