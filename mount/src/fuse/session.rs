@@ -148,7 +148,7 @@ impl FuseSession {
         let workers = options.workers.max(3);
         let adapter = Adapter::new(fs, pool, workers, metrics);
         let mut config = Config::default();
-        config.mount_options = mount_options(options);
+        config.mount_options = mount_options(options, nix::unistd::geteuid().is_root());
         config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
         config.n_threads = Some(workers);
         config.clone_fd = true;
@@ -213,10 +213,11 @@ fn fusermount_unmount(path: &Path) -> io::Result<()> {
     Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
-fn mount_options(options: &SessionOptions) -> Vec<MountOption> {
+fn mount_options(options: &SessionOptions, is_root: bool) -> Vec<MountOption> {
     let mut list = vec![
-        MountOption::FSName(printable(&options.source)),
-        MountOption::Subtype("dfs".into()),
+        MountOption::FSName(if is_root { options.source.clone() } else { escaped(&options.source) }),
+        // fuser's own `Subtype` reaches fusermount3 but not mount(2).
+        MountOption::CUSTOM("subtype=dfs".into()),
         // The master does not check permissions: the kernel must.
         MountOption::DefaultPermissions,
         if options.read_only { MountOption::RO } else { MountOption::RW },
@@ -230,9 +231,9 @@ fn mount_options(options: &SessionOptions) -> Vec<MountOption> {
     list
 }
 
-/// A comma would end the option that the source is handed over in.
-fn printable(source: &str) -> String {
-    source.replace(',', "+")
+/// fusermount3 takes options as one list: a comma in a value has a backslash before it.
+fn escaped(source: &str) -> String {
+    source.replace('\\', "\\\\").replace(',', "\\,")
 }
 
 /// Lets the kernel read ahead as far as one request carries. Only root may; without it, it stays as it is.
@@ -262,14 +263,15 @@ mod tests {
             workers: 8,
         };
         let expected = [
-            MountOption::FSName("a+b:7000".into()),
-            MountOption::Subtype("dfs".into()),
+            MountOption::FSName("a,b:7000".into()),
+            MountOption::CUSTOM("subtype=dfs".into()),
             MountOption::DefaultPermissions,
             MountOption::RO,
             MountOption::NoSuid,
             MountOption::Dev,
         ];
-        assert_eq!(mount_options(&options), expected);
+        assert_eq!(mount_options(&options, true), expected);
+        assert_eq!(mount_options(&options, false)[0], MountOption::FSName("a\\,b:7000".into()));
     }
 
     #[test]
