@@ -13,27 +13,39 @@ use parking_lot::MutexGuard;
 use super::state::{FileState, Layout};
 use crate::fs::Attr;
 
+/// Times a truncate is tried while other mounts change the file's layout.
+const TRIES_MAX: u32 = 8;
+
 impl FileState {
     /// Sets the size; `send` makes the master's call.
     pub(super) fn truncate(
         self: &Arc<Self>,
         size: u64,
-        send: impl FnOnce() -> Result<Attr, FsError>,
+        send: impl Fn() -> Result<Attr, FsError>,
     ) -> Result<Attr, FsError> {
         if size > FILE_BYTES_MAX {
             return Err(FsError::FileTooBig);
         }
         let order = self.order.lock();
         let _gate = self.gate(&order);
-        self.prepare_truncate(&order, size)?;
-
-        let mut state = self.state.lock();
-        let old_size = state.size();
-        let before = self.change_begins(&mut state);
-        drop(state);
-        let answer = send();
-
-        let mut state = self.state.lock();
+        let mut tries = 0;
+        let (mut state, old_size, before, answer) = loop {
+            self.prepare_truncate(&order, size)?;
+            let mut state = self.state.lock();
+            let old_size = state.size();
+            let before = self.change_begins(&mut state);
+            drop(state);
+            let answer = send();
+            let mut state = self.state.lock();
+            if !matches!(answer, Err(FsError::Stale(_))) || tries == TRIES_MAX {
+                break (state, old_size, before, answer);
+            }
+            // Another mount made the file inline, or not so.
+            tries += 1;
+            self.change_done(&mut state, before, None);
+            drop(state);
+            self.note_attr(&self.shared.backend.get_attr(self.inode)?, None);
+        };
         let base = match &state.layout {
             Layout::Inline { base: Some(base), version } if *version == before => Some(base.clone()),
             _ => None,

@@ -217,26 +217,26 @@ impl FileTable {
     }
 
     /// Sets the size. `attr` is the newest that is known of the file; `send` makes the master's SetAttr (with all else
-    /// that the call changes) and is called once, in its right order among pushes and commits. Returns its answer,
+    /// that the call changes), and is called in its right order among pushes and commits; again if the file was not
+    /// what it was thought to be (`Stale`). Returns its answer,
     /// corrected as by [`Self::overlay`]. Works for files that are not open too.
     ///
     /// # Errors
     ///
     /// Those of `send` and of the cluster; `FileTooBig`.
-    pub fn truncate(
-        &self,
-        attr: &Attr,
-        size: u64,
-        send: impl FnOnce() -> Result<Attr, FsError>,
-    ) -> Result<Attr, FsError> {
+    pub fn truncate(&self, attr: &Attr, size: u64, send: impl Fn() -> Result<Attr, FsError>) -> Result<Attr, FsError> {
         if let Some(file) = self.open_file(attr.inode) {
             return file.truncate(size, send);
         }
+        let mut attr = *attr;
         if !attr.is_inline || size <= INLINE_BYTES_MAX {
-            return send();
+            match send() {
+                Err(FsError::Stale(_)) => attr = self.shared.backend.get_attr(attr.inode)?,
+                answer => return answer,
+            }
         }
         // Inline content has to move into chunks first: as if it were open for the time being.
-        let (handle, _) = self.open(attr, None, OpenOptions::default());
+        let (handle, _) = self.open(&attr, None, OpenOptions::default());
         let outcome = self.file(handle)?.truncate(size, send);
         self.release(handle);
         outcome

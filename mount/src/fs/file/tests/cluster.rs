@@ -204,7 +204,7 @@ impl Cluster {
         if size != before.size {
             if before.is_inline {
                 if size > INLINE_BYTES_MAX && before.size > 0 {
-                    return Err(FsError::Invalid("must leave inline"));
+                    return Err(FsError::Stale("must leave inline"));
                 }
                 is_inline = size <= INLINE_BYTES_MAX;
                 let file = inner.file(inode)?;

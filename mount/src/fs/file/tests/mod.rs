@@ -433,6 +433,15 @@ fn ranges_are_copied_but_not_onto_themselves() {
     assert_eq!(mount.table.copy_range((handle, 0), (handle, 20), 20), Ok(20));
 }
 
+/// Found by the model: the loop read on into what it had just appended.
+#[test]
+fn a_copy_does_not_read_what_it_appends() {
+    let (mount, inode, handle) = mount();
+    mount.truncate(inode, 16_606);
+    assert_eq!(mount.table.copy_range((handle, 0), (handle, CHUNK), CHUNK), Ok(16_606));
+    assert_eq!(mount.stat(inode).size, CHUNK + 16_606);
+}
+
 #[test]
 fn a_lost_session_fails_what_was_buffered() {
     let (mount, inode, handle) = mount();
@@ -498,4 +507,29 @@ fn another_mount_s_truncate_to_nothing_below_buffered_writes() {
     let there = third.open(inode);
     assert_eq!(third.read(there, 70_000, 10), &b"mine"[..]);
     assert!(third.read(there, 0, 70_000).iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_truncate_notices_that_another_mount_made_the_file_inline() {
+    let (mount, inode, handle) = mount();
+    mount.write(handle, 0, &pattern(100_000, 1));
+    mount.table.flush(handle).unwrap();
+    let other = Mount::new(&mount.cluster, settings());
+    let there = other.open(inode);
+    other.truncate(inode, 0);
+    other.write(there, 0, b"inline");
+    other.table.flush(there).unwrap();
+    assert_eq!(mount.truncate(inode, 50_000).size, 50_000);
+    assert_eq!(mount.read(handle, 0, 8), &b"inline\0\0"[..]);
+}
+
+#[test]
+fn an_extension_of_an_empty_file_is_one_call() {
+    let (mount, inode, handle) = mount();
+    assert_eq!(mount.truncate(inode, 1 << 30).size, 1 << 30);
+    assert_eq!(mount.cluster.counts().2, 0, "no commit");
+    mount.write(handle, 1 << 29, b"middle");
+    mount.table.fsync(handle, false).unwrap();
+    let attr = mount.cluster.attr(inode);
+    assert_eq!((attr.size, attr.chunks), (1 << 30, 1));
 }
