@@ -2,7 +2,7 @@
 //!
 //! A mark is moved up by [`RANGE`] and made durable before any id below it is used: after power loss the ids of
 //! changes that were lost are burnt too, so an id that somebody saw (a file handle, a replica on a disk) never names
-//! something else.
+//! something else. (Node ids need no marks: a registration is durable before the server is told.)
 
 use dfs_proto::{ChunkId, InodeId, SessionId};
 
@@ -27,7 +27,6 @@ impl FreshIds {
             inode: marks.inode.max(InodeId::ROOT.0 + 1),
             chunk: marks.chunk.max(1),
             session: marks.session.max(1),
-            node: marks.node.max(1),
             seq: marks.seq,
         };
         Self { next, usable: next }
@@ -39,7 +38,6 @@ impl FreshIds {
             inode: self.next.inode + RANGE,
             chunk: self.next.chunk + RANGE,
             session: self.next.session + RANGE,
-            node: self.next.node + RANGE as u32,
             seq: self.next.seq,
         }
     }
@@ -55,7 +53,6 @@ impl FreshIds {
             self.usable.inode - self.next.inode,
             self.usable.chunk - self.next.chunk,
             self.usable.session - self.next.session,
-            u64::from(self.usable.node - self.next.node),
         ];
         left.iter().any(|count| *count < RANGE / 2)
     }
@@ -73,14 +70,6 @@ impl FreshIds {
     /// Takes a session id; `None` if the range is used up.
     pub fn take_session(&mut self) -> Option<SessionId> {
         take(&mut self.next.session, self.usable.session).map(SessionId)
-    }
-
-    /// Takes a node id; `None` if the range is used up.
-    pub fn take_node(&mut self) -> Option<dfs_proto::NodeId> {
-        let mut next = u64::from(self.next.node);
-        let taken = take(&mut next, u64::from(self.usable.node))?;
-        self.next.node = next as u32;
-        Some(dfs_proto::NodeId(taken as u32))
     }
 
     /// Returns whether `inode` was handed out at some time: only such an id may come back in a replay.

@@ -172,9 +172,8 @@ pub struct Range {
 impl Range {
     /// The entries of directory `parent` with cookies above `after`.
     pub fn cookies(parent: InodeId, after: u64, limit: usize) -> Self {
-        let start = after
-            .checked_add(1)
-            .map_or_else(|| next_of(COOKIE, parent.0), |first| Key::Cookie(parent, first).encode());
+        let start =
+            after.checked_add(1).map_or_else(|| next_of(COOKIE, parent.0), |first| Key::Cookie(parent, first).encode());
         Self { start, end: next_of(COOKIE, parent.0), limit }
     }
 

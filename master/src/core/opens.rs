@@ -64,7 +64,10 @@ impl Opens {
             .range((session, InodeId(0))..=(session, InodeId(u64::MAX)))
             .map(|((_, inode), count)| (*inode, *count))
             .collect();
-        held.into_iter().filter(|(inode, count)| self.release(session, *inode, *count)).map(|(inode, _)| inode).collect()
+        held.into_iter()
+            .filter(|(inode, count)| self.release(session, *inode, *count))
+            .map(|(inode, _)| inode)
+            .collect()
     }
 
     /// Returns the number of inodes the session has open.

@@ -30,10 +30,9 @@ impl Unsettled {
     /// Returns whether the change at `seq` is not durable yet and somebody else's than `session`.
     pub fn is_foreign(&self, seq: Seq, session: SessionId) -> bool {
         match self.changes.front() {
-            Some((first, _)) if seq >= *first => self
-                .changes
-                .binary_search_by_key(&seq, |(seq, _)| *seq)
-                .is_ok_and(|at| self.changes[at].1 != session),
+            Some((first, _)) if seq >= *first => {
+                self.changes.binary_search_by_key(&seq, |(seq, _)| *seq).is_ok_and(|at| self.changes[at].1 != session)
+            }
             _ => false,
         }
     }
@@ -50,9 +49,8 @@ mod tests {
         for (seq, author) in [(10, other), (11, me), (14, other)] {
             unsettled.add(Seq(seq), author);
         }
-        let foreign = |unsettled: &Unsettled| {
-            (9..16).filter(|seq| unsettled.is_foreign(Seq(*seq), me)).collect::<Vec<u64>>()
-        };
+        let foreign =
+            |unsettled: &Unsettled| (9..16).filter(|seq| unsettled.is_foreign(Seq(*seq), me)).collect::<Vec<u64>>();
         assert_eq!(foreign(&unsettled), [10, 14]);
         unsettled.settle(Seq(11));
         assert_eq!(foreign(&unsettled), [14]);

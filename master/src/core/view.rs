@@ -317,16 +317,4 @@ impl<'a> View<'a> {
         self.ids.set(ids);
         Ok(id)
     }
-
-    /// Returns the id for a new chunk server.
-    ///
-    /// # Errors
-    ///
-    /// [`Stop::Ids`].
-    pub fn new_node_id(&self) -> Result<NodeId, Stop> {
-        let mut ids = self.ids.get();
-        let id = ids.take_node().ok_or(Stop::Ids)?;
-        self.ids.set(ids);
-        Ok(id)
-    }
 }

@@ -39,14 +39,11 @@ impl Executor {
         let facts = facts.clone();
         let (id, durable_first) = self.with(move |owner| {
             let known = owner.nodes_on_record.get(&facts.server_id).copied();
-            let id = std::cell::Cell::new(NodeId(0));
-            let applied = owner.internal(|view| {
-                let (registered, outcome) = op::register_node(view, known, &facts)?;
-                id.set(registered);
-                Ok(outcome)
-            })?;
-            owner.nodes_on_record.insert(facts.server_id, id.get());
-            Ok((id.get(), applied.durable_first))
+            let last = owner.nodes_on_record.values().max().map_or(0, |node| node.0);
+            let id = known.unwrap_or(NodeId(last + 1));
+            let applied = owner.internal(|view| op::register_node(view, id, &facts))?;
+            owner.nodes_on_record.insert(facts.server_id, id);
+            Ok((id, applied.durable_first))
         })?;
         if durable_first.0 > 0 {
             self.wait_durable(durable_first)?;
@@ -201,9 +198,7 @@ impl Executor {
             owner.internal(|view| {
                 let is_pending = matches!(view.find(&Key::Cut(cut.inode))?,
                     Some(Record::Cut(pending)) if pending.seq.0 == cut.number);
-                if is_pending
-                    && let Some(Record::Chunk(chunk)) = view.find(&Key::Chunk(cut.inode, cut.index))?
-                {
+                if is_pending && let Some(Record::Chunk(chunk)) = view.find(&Key::Chunk(cut.inode, cut.index))? {
                     *found.borrow_mut() = Some((view.inode(cut.inode)?, chunk));
                 }
                 Ok(Outcome::new(view))

@@ -60,8 +60,7 @@ fn serve(shared: &Shared, mut connection: Connection) -> Result<(), WireError> {
         if frame.kind != FrameKind::MetaRequest {
             return Err(WireError::Malformed(format!("{:?} where a request was expected", frame.kind)));
         }
-        let request =
-            pb::MetaRequest::decode(frame.head).map_err(|error| WireError::Malformed(error.to_string()))?;
+        let request = pb::MetaRequest::decode(frame.head).map_err(|error| WireError::Malformed(error.to_string()))?;
         let op = decode::op_name(request.body.as_ref());
         let (reply, error) = client.answer(request);
         shared.metrics.observe(op, started, error.as_ref());
@@ -133,15 +132,7 @@ impl Client<'_> {
     }
 
     fn ping(&self) -> Call {
-        Call {
-            session: self.session,
-            number: 0,
-            acked_below: 0,
-            uid: 0,
-            gid: 0,
-            replay: None,
-            request: Request::Ping,
-        }
+        Call { session: self.session, number: 0, acked_below: 0, uid: 0, gid: 0, replay: None, request: Request::Ping }
     }
 
     fn call(&self, call: Call) -> (Result<(Reply, Vec<pb::ChunkLocation>), FsError>, Seq) {

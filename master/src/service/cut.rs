@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use dfs_proto::wire::pb::{self, data_request};
-use dfs_proto::{ChunkIndex, FsError, InodeId, SessionId, unit};
+use dfs_proto::{ChunkIndex, FsError, InodeId, Seq, SessionId, unit};
 
 use super::data_plane::retry;
 use super::{Shared, grants};
@@ -22,14 +22,11 @@ const DEADLINE: Duration = Duration::from_secs(10);
 ///
 /// [`FsError::NoReplica`], [`FsError::TryAgain`] or what the primary says: the intent stays.
 pub fn finish(shared: &Shared, cut: &CutIntent) -> Result<(), FsError> {
+    // A truncate that a power cut takes back must find its data.
+    shared.executor.wait_durable(Seq(cut.number))?;
     retry(Instant::now() + DEADLINE, || {
         let Some((inode, chunk)) = shared.executor.chunk_to_cut(cut)? else { return Ok(()) };
-        let zero = pb::Zero {
-            offset: cut.from,
-            length: cut.to - cut.from,
-            client: shared.boot.0,
-            number: cut.number,
-        };
+        let zero = pb::Zero { offset: cut.from, length: cut.to - cut.from, client: shared.boot.0, number: cut.number };
         to_primary(shared, cut.index, inode.chunk_size_log2, &chunk, data_request::Body::Zero(zero), &[])?;
         shared.executor.cut_done(cut)
     })
@@ -79,12 +76,8 @@ pub(super) fn leave_inline(shared: &Shared, session: SessionId, inode: InodeId) 
             return Err(unexpected());
         };
         let Some((_, Some(chunk))) = chunks.first() else { return Err(unexpected()) };
-        let write = pb::Write {
-            offset: 0,
-            crcs: unit::checksums(0, &content),
-            client: shared.boot.0,
-            number: file.seq.0,
-        };
+        let write =
+            pb::Write { offset: 0, crcs: unit::checksums(0, &content), client: shared.boot.0, number: file.seq.0 };
         to_primary(shared, first, file.chunk_size_log2, chunk, data_request::Body::Write(write), &content)
     })?;
     let commit = CommitWrite {

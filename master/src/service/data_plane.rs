@@ -22,13 +22,8 @@ pub struct DataPlane {
 impl DataPlane {
     /// Starts without any connection.
     pub fn new(cluster: ClusterId, boot: BootSession) -> Self {
-        let identity = Identity {
-            cluster: Some(cluster),
-            role: pb::Role::Master,
-            node: NodeId(0),
-            boot,
-            session: SessionId(0),
-        };
+        let identity =
+            Identity { cluster: Some(cluster), role: pb::Role::Master, node: NodeId(0), boot, session: SessionId(0) };
         Self { identity, idle: Mutex::default() }
     }
 

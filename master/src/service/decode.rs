@@ -11,9 +11,7 @@ use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, Kind, Name, Seq, SessionI
 
 use crate::core::outcome::{Body, Listed};
 use crate::core::record::Inode;
-use crate::core::request::{
-    Call, CommitWrite, Make, Rename, Replay, Request, SessionOpen, SetAttr, SetTime, SetXattr,
-};
+use crate::core::request::{Call, CommitWrite, Make, Rename, Replay, Request, SessionOpen, SetAttr, SetTime, SetXattr};
 
 /// Most bytes of any text a mount says of itself.
 const TEXT_BYTES_MAX: usize = 1_024;
@@ -105,9 +103,7 @@ fn request_body(body: meta_request::Body) -> Result<Request, FsError> {
     Ok(match body {
         B::Sync(_) | B::ReportBadReplica(_) => return Err(FsError::NotSupported),
         B::SessionOpen(open) => Request::SessionOpen(session_open(open)?),
-        B::SessionReclaim(reclaim) => {
-            Request::SessionReclaim { opens: opens(reclaim.opens)?, is_last: reclaim.last }
-        }
+        B::SessionReclaim(reclaim) => Request::SessionReclaim { opens: opens(reclaim.opens)?, is_last: reclaim.last },
         B::SessionClose(_) => Request::SessionClose,
         B::Ping(_) => Request::Ping,
         B::Lookup(lookup) if &lookup.name[..] == b"." => Request::GetAttr { inode: inode(lookup.parent)? },
@@ -124,11 +120,9 @@ fn request_body(body: meta_request::Body) -> Result<Request, FsError> {
             new_name: Name::new(rename.new_name)?,
             flags: rename.flags,
         }),
-        B::Link(link) => Request::Link {
-            inode: inode(link.inode)?,
-            parent: inode(link.parent)?,
-            name: Name::new(link.name)?,
-        },
+        B::Link(link) => {
+            Request::Link { inode: inode(link.inode)?, parent: inode(link.parent)?, name: Name::new(link.name)? }
+        }
         B::ReadLink(read) => Request::ReadLink { inode: inode(read.inode)? },
         B::Open(open) => Request::Open { inode: inode(open.inode)? },
         B::Release(release) => Request::Release { opens: opens(release.opens)? },

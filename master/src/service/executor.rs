@@ -194,8 +194,7 @@ impl Executor {
     }
 
     fn submit(&self, work: Work) -> Answer {
-        let slot =
-            Arc::new(Slot { progress: Mutex::new(Progress::Waiting(work)), thread: std::thread::current() });
+        let slot = Arc::new(Slot { progress: Mutex::new(Progress::Waiting(work)), thread: std::thread::current() });
         let leads = {
             let mut queue = self.queue.lock();
             queue.waiting.push_back(Arc::clone(&slot));

@@ -58,8 +58,7 @@ impl Master {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let metrics = Arc::new(MasterMetrics::new());
         let table = Arc::new(RwLock::new(NodeTable::new(config.lease_ms, config.offline_ms)));
-        let executor =
-            Executor::start(store, Arc::clone(&table), Arc::clone(&clock), Arc::clone(&metrics), &config)?;
+        let executor = Executor::start(store, Arc::clone(&table), Arc::clone(&clock), Arc::clone(&metrics), &config)?;
         let known = executor.known_nodes().map_err(|error| store::StoreError::Engine(error.to_string()))?;
         table.write().restore(known);
         let boot = BootSession(random_u64());
@@ -92,8 +91,7 @@ impl Master {
             let address = address.to_owned();
             move |error| MasterError::Listen { address, error }
         };
-        let control =
-            runtime.block_on(nodes::serve(Arc::clone(&shared), &control_at)).map_err(listen(&control_at))?;
+        let control = runtime.block_on(nodes::serve(Arc::clone(&shared), &control_at)).map_err(listen(&control_at))?;
         let http = runtime.block_on(http::serve(Arc::clone(&shared), &http_at)).map_err(listen(&http_at))?;
         let (stopping, stop) = watch::channel(false);
         runtime.spawn(caretaker::run(Arc::clone(&shared), stop));
@@ -145,10 +143,7 @@ impl Drop for Master {
 }
 
 /// Opens the store of the cluster that `data` belongs to; a new one if it is empty.
-fn open_store(
-    data: &DataDir,
-    engine: EngineKind,
-) -> Result<(ClusterIdentity, Arc<dyn MetaStore>), MasterError> {
+fn open_store(data: &DataDir, engine: EngineKind) -> Result<(ClusterIdentity, Arc<dyn MetaStore>), MasterError> {
     if engine == EngineKind::Memory {
         // A new file system at each start must be a new cluster too: its ids begin anew.
         return Ok((ClusterIdentity::new(), store::open(engine, &data.store_path())?));

@@ -419,10 +419,7 @@ impl Owner {
         let (result, _) = self.run(SessionId(0), None, operation);
         self.records.end_of_operation();
         let outcome = result?;
-        let applied = Applied {
-            durable_first: outcome.durable_first,
-            totals: outcome.totals,
-        };
+        let applied = Applied { durable_first: outcome.durable_first, totals: outcome.totals };
         self.apply_outcome(SessionId(0), outcome, true);
         Ok(applied)
     }
@@ -440,9 +437,7 @@ impl Owner {
         };
         let durable_first = outcome.durable_first.max(seen);
         let reply = self.apply(call, outcome, now);
-        let Body::Session { session, .. } = &reply.body else {
-            unreachable!("the operation answers with a session")
-        };
+        let Body::Session { session, .. } = &reply.body else { unreachable!("the operation answers with a session") };
         if known.is_none() {
             if let Some(Known::Present(Record::Session(record))) = self.records.find(&Key::Session(*session)) {
                 self.sessions.insert(*session, record, self.clock.mono(), false);

@@ -32,10 +32,7 @@ pub(super) fn add(
     let cookie = cookie.unwrap_or(directory.next_cookie - 1);
     let seq = outcome.seq();
     outcome.put(Key::Dentry(parent, name.clone()), Record::Dentry(Dentry { inode, kind, cookie, seq }));
-    outcome.put(
-        Key::Cookie(parent, cookie),
-        Record::Cookie(CookieEntry { name: name.clone(), inode, kind, seq }),
-    );
+    outcome.put(Key::Cookie(parent, cookie), Record::Cookie(CookieEntry { name: name.clone(), inode, kind, seq }));
     Ok(())
 }
 

@@ -15,13 +15,7 @@ use crate::core::view::{Stop, View};
 /// # Errors
 ///
 /// [`FsError::NotDirectory`], [`FsError::NoEntry`]; [`Stop`].
-pub(super) fn readdir(
-    view: &View<'_>,
-    inode: InodeId,
-    after: u64,
-    limit: usize,
-    plus: bool,
-) -> Result<Outcome, Stop> {
+pub(super) fn readdir(view: &View<'_>, inode: InodeId, after: u64, limit: usize, plus: bool) -> Result<Outcome, Stop> {
     let directory = view.directory(inode)?;
     let found = view.scan(Range::cookies(inode, after, limit))?;
     let mut entries: Vec<Listed> = found

@@ -62,13 +62,7 @@ fn is_empty(request: &SetAttr) -> bool {
         && ctime.is_none()
 }
 
-fn resize(
-    outcome: &mut Outcome,
-    view: &View<'_>,
-    now: UnixNanos,
-    before: &Inode,
-    size: u64,
-) -> Result<(), Stop> {
+fn resize(outcome: &mut Outcome, view: &View<'_>, now: UnixNanos, before: &Inode, size: u64) -> Result<(), Stop> {
     open::check_file(before.kind)?;
     if size > limits::FILE_BYTES_MAX {
         return Err(FsError::FileTooBig.into());
@@ -126,13 +120,7 @@ fn resize_inline(outcome: &mut Outcome, view: &View<'_>, before: &Inode, size: u
     Ok(true)
 }
 
-fn drop_from(
-    outcome: &mut Outcome,
-    view: &View<'_>,
-    now: UnixNanos,
-    before: &Inode,
-    first: u64,
-) -> Result<u64, Stop> {
+fn drop_from(outcome: &mut Outcome, view: &View<'_>, now: UnixNanos, before: &Inode, first: u64) -> Result<u64, Stop> {
     match u32::try_from(first) {
         Ok(first) if before.chunks > 0 => {
             let range = (ChunkIndex(first), ChunkIndex(u32::MAX));

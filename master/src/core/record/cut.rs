@@ -22,13 +22,7 @@ pub struct Cut {
 
 impl Cut {
     pub(super) fn encode(&self) -> Bytes {
-        seal(&StoredCut {
-            index: self.index.0,
-            from: self.from,
-            to: self.to,
-            since: self.since.0,
-            seq: self.seq.0,
-        })
+        seal(&StoredCut { index: self.index.0, from: self.from, to: self.to, since: self.since.0, seq: self.seq.0 })
     }
 
     pub(super) fn decode(bytes: &Bytes) -> Result<Self, RecordError> {

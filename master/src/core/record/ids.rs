@@ -12,31 +12,18 @@ pub struct IdMarks {
     pub inode: u64,
     pub chunk: u64,
     pub session: u64,
-    pub node: u32,
     /// Log position of the last change.
     pub seq: Seq,
 }
 
 impl IdMarks {
     pub(super) fn encode(&self) -> Bytes {
-        seal(&StoredMarks {
-            inode: self.inode,
-            chunk: self.chunk,
-            session: self.session,
-            node: self.node,
-            seq: self.seq.0,
-        })
+        seal(&StoredMarks { inode: self.inode, chunk: self.chunk, session: self.session, seq: self.seq.0 })
     }
 
     pub(super) fn decode(bytes: &Bytes) -> Result<Self, RecordError> {
         let stored: StoredMarks = open("ids", bytes)?;
-        Ok(Self {
-            inode: stored.inode,
-            chunk: stored.chunk,
-            session: stored.session,
-            node: stored.node,
-            seq: Seq(stored.seq),
-        })
+        Ok(Self { inode: stored.inode, chunk: stored.chunk, session: stored.session, seq: Seq(stored.seq) })
     }
 }
 
@@ -48,8 +35,6 @@ struct StoredMarks {
     chunk: u64,
     #[prost(uint64, tag = "3")]
     session: u64,
-    #[prost(uint32, tag = "4")]
-    node: u32,
-    #[prost(uint64, tag = "5")]
+    #[prost(uint64, tag = "4")]
     seq: u64,
 }

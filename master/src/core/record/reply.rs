@@ -38,9 +38,7 @@ impl SavedReply {
     pub(super) fn encode(&self) -> Bytes {
         let (inode, record, is_created, is_opened) = match &self.body {
             SavedBody::Done => (0, Bytes::new(), false, false),
-            SavedBody::Entry { inode, is_created, is_opened } => {
-                (inode.id.0, inode.encode(), *is_created, *is_opened)
-            }
+            SavedBody::Entry { inode, is_created, is_opened } => (inode.id.0, inode.encode(), *is_created, *is_opened),
         };
         seal(&StoredReply { seq: self.seq.0, time: self.time.0, inode, record, is_created, is_opened })
     }
