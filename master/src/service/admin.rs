@@ -75,6 +75,10 @@ impl Admin for AdminService {
         if request.path.len() > PATH_BYTES_MAX {
             return Err(Status::invalid_argument(format!("a path of more than {PATH_BYTES_MAX} bytes")));
         }
+        if !request.path.is_empty() && !request.path.starts_with(b"/") {
+            let error = "a path begins with /, the root of the file system".into();
+            return Ok(Response::new(pb::InfoReply { error, ..Default::default() }));
+        }
         let chunks_max = match request.chunks_max as usize {
             0 => CHUNKS_DEFAULT,
             asked => asked.min(CHUNKS_MAX),
