@@ -7,6 +7,7 @@ use dfs_proto::{ChunkIndex, FsError};
 
 use super::state::{FileState, Layout};
 use super::table::{HandleId, Whence};
+use super::write::WriteFlags;
 
 /// Look-ups of one seek: past so many holes (4 TiB of the default layout) it says "data", which lseek(2) allows.
 const LOOKUPS_MAX: u32 = 256;
@@ -111,7 +112,7 @@ pub(super) fn copy(
         let piece = (length - copied).min(COPY_PIECE_BYTES) as u32;
         let outcome = source
             .read(source_handle, source_offset + copied, piece)
-            .and_then(|bytes| target.write(target_handle, target_offset + copied, &bytes, false));
+            .and_then(|bytes| target.write(target_handle, target_offset + copied, &bytes, WriteFlags::default()));
         match outcome {
             Ok(0) => break,
             Ok(count) => copied += u64::from(count),

@@ -16,6 +16,7 @@ use super::kept::KeptPages;
 use super::pool::{PushPool, ReadPool, Threads};
 use super::seek;
 use super::state::{FileState, Shared};
+use super::write::WriteFlags;
 use crate::fs::Attr;
 use crate::metrics::Metrics;
 use crate::remote::Policy;
@@ -31,6 +32,18 @@ pub struct OpenOptions {
     pub append: bool,
     /// O_DIRECT: no read-ahead.
     pub direct: bool,
+}
+
+/// Where bytes that are to be written come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A write by a caller that may keep set-id bits.
+    Call,
+    /// A write by one that may not: they go (FUSE_WRITE_KILL_SUIDGID).
+    UnprivilegedCall,
+    /// Pages of a shared mapping (FUSE_WRITE_CACHE). The kernel sends them through any handle that may write, an
+    /// O_APPEND one of another program too; they belong where it says.
+    Mapping,
 }
 
 /// What `lseek` looks for.
@@ -146,14 +159,23 @@ impl FileTable {
         self.file(handle)?.read(handle, offset, size)
     }
 
-    /// Takes `data` to be written at `offset` (O_APPEND: at the end). `kill_suid_sgid`: the writer is unprivileged,
-    /// the set-user-id and set-group-id bits go (FUSE_WRITE_KILL_SUIDGID).
+    /// Takes `data` to be written at `offset`; by a call on an O_APPEND handle, at the end.
     ///
     /// # Errors
     ///
     /// `FileTooBig`; `TimedOut` if no room for dirty data came free in time.
-    pub fn write(&self, handle: HandleId, offset: u64, data: &[u8], kill_suid_sgid: bool) -> Result<u32, FsError> {
-        self.file(handle)?.write(handle, offset, data, kill_suid_sgid)
+    pub fn write(&self, handle: HandleId, offset: u64, data: &[u8], source: Source) -> Result<u32, FsError> {
+        self.file(handle)?.write(handle, offset, data, WriteFlags { kill_suid_sgid, is_write_back: false })
+    }
+
+    /// Takes `data` of mapped pages that the kernel writes back (FUSE_WRITE_CACHE): to `offset` even if the handle it
+    /// happened to choose is an O_APPEND one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::write`].
+    pub fn write_back(&self, handle: HandleId, offset: u64, data: &[u8]) -> Result<u32, FsError> {
+        self.file(handle)?.write(handle, offset, data, WriteFlags { kill_suid_sgid: false, is_write_back: true })
     }
 
     /// `close`: everything written is on replicas and its size is visible to others, though not on stable media.

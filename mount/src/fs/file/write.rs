@@ -14,13 +14,22 @@ use super::state::{FileState, Layout, State};
 use super::table::HandleId;
 use crate::fs::Attr;
 
+/// What is special about a write.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct WriteFlags {
+    /// The set-id bits go.
+    pub(super) kill_suid_sgid: bool,
+    /// It is of mapped pages: its offset counts, whatever the handle.
+    pub(super) is_write_back: bool,
+}
+
 impl FileState {
     pub(super) fn write(
         self: &Arc<Self>,
         handle: HandleId,
         offset: u64,
         data: &[u8],
-        kill_suid_sgid: bool,
+        flags: WriteFlags,
     ) -> Result<u32, FsError> {
         if data.is_empty() {
             return Ok(0);
@@ -28,7 +37,7 @@ impl FileState {
         let length = data.len() as u64;
         let shared = &self.shared;
         shared.budget.reserve(length, shared.settings.policy, || shared.pushers.press())?;
-        let outcome = self.write_reserved(handle, offset, data, kill_suid_sgid);
+        let outcome = self.write_reserved(handle, offset, data, flags);
         if outcome.is_err() {
             shared.budget.release(length);
         }
@@ -40,7 +49,7 @@ impl FileState {
         handle: HandleId,
         offset: u64,
         data: &[u8],
-        kill_suid_sgid: bool,
+        flags: WriteFlags,
     ) -> Result<(), FsError> {
         let length = data.len() as u64;
         let mut state = self.state.lock();
@@ -49,7 +58,8 @@ impl FileState {
                 self.changed.wait(&mut state);
                 continue;
             }
-            let is_append = state.handles.get(&handle).is_some_and(|handle| handle.options.append);
+            let is_append =
+                !flags.is_write_back && state.handles.get(&handle).is_some_and(|handle| handle.options.append);
             let at = if is_append { state.size() } else { offset };
             let end = at.checked_add(length).filter(|&end| end <= FILE_BYTES_MAX).ok_or(FsError::FileTooBig)?;
             if self.ready_for(&mut state, end)? {
@@ -70,7 +80,7 @@ impl FileState {
             own.add(offset, end.min(INLINE_BYTES_MAX));
         }
         state.mtime = Some(wall);
-        state.kill_suid_sgid |= kill_suid_sgid;
+        state.kill_suid_sgid |= flags.kill_suid_sgid;
         state.writes += 1;
         if let Some(handle) = state.handles.get_mut(&handle) {
             handle.wrote = true;

@@ -213,6 +213,15 @@ fn appends_of_two_handles_never_overlap() {
 }
 
 #[test]
+fn mapped_pages_go_to_their_offset_whatever_the_handle() {
+    let (mount, inode, _) = mount();
+    let handle = mount.open_append(inode);
+    mount.write(handle, 0, b"0123456789");
+    assert_eq!(mount.table.write_back(handle, 2, b"mm"), Ok(2));
+    assert_eq!(mount.read(handle, 0, 20), &b"01mm456789"[..]);
+}
+
+#[test]
 fn what_was_pushed_and_cut_off_does_not_come_back() {
     let (mount, inode, handle) = mount();
     mount.write(handle, 0, &pattern(200_000, 7));
