@@ -1,0 +1,9 @@
+//! What a chunk server should do, without sockets, files, threads or clocks.
+
+pub mod admission;
+pub mod dedupe;
+pub mod follow;
+pub mod lease;
+pub mod reconcile;
+pub mod unit;
+pub mod write_order;

@@ -1,0 +1,44 @@
+//! What a replica knows of one unit: which write it holds, and the checksum of what that write left.
+
+use dfs_proto::Version;
+use dfs_proto::unit::ZERO_UNIT_CRC;
+
+/// Which write a unit holds. Of two replicas of a chunk, the one with the larger stamp has the newer unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WriteStamp {
+    /// The chunk's version when the write was ordered.
+    pub version: Version,
+    /// The write's place among those to its chunk; rises across versions too.
+    pub seq: u64,
+}
+
+/// One unit of one replica. Equal states stand for equal bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitState {
+    /// Which write it holds; zero if it was never written.
+    pub stamp: WriteStamp,
+    /// The crc32c of its 4 KiB.
+    pub crc: u32,
+    /// It reads as zeros and takes no room.
+    pub hole: bool,
+}
+
+impl UnitState {
+    /// A unit that was never written.
+    pub const NEVER: Self = Self { stamp: WriteStamp { version: Version(0), seq: 0 }, crc: ZERO_UNIT_CRC, hole: true };
+
+    /// Returns a unit with data.
+    pub fn data(stamp: WriteStamp, crc: u32) -> Self {
+        Self { stamp, crc, hole: false }
+    }
+
+    /// Returns a unit that was zeroed.
+    pub fn tombstone(stamp: WriteStamp) -> Self {
+        Self { stamp, crc: ZERO_UNIT_CRC, hole: true }
+    }
+
+    /// Returns whether no write has ever touched it.
+    pub fn is_never(&self) -> bool {
+        self.hole && self.stamp == WriteStamp::default()
+    }
+}

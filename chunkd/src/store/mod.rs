@@ -1,0 +1,41 @@
+//! Replicas on disks: one file each, in data directories that are ours alone while we run.
+//!
+//! - [`layout`]: the bytes of a replica file, and why a crash cannot mix old and new in a unit
+//! - [`header`], [`unit_table`]: their codecs
+//! - [`chunk_file`], [`recover`]: reading and writing one replica; what is left after a crash
+//! - [`raw_file`]: the few file operations they need, so that tests can cut them short
+//! - [`data_dir`], [`disk`], [`replica_store`]: data directories, their space and health, and all replicas in them
+
+#![allow(clippy::disallowed_methods, reason = "a shell: it owns the files")]
+
+pub mod chunk_file;
+
+
+pub mod data_dir;
+pub mod disk;
+pub mod header;
+pub mod layout;
+pub mod raw_file;
+pub mod recover;
+pub mod replica_store;
+pub mod unit_table;
+
+/// Why a replica could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk is full. What was begun has been taken back.
+    #[error("no space left on the disk")]
+    NoSpace,
+    /// The disk failed a read.
+    #[error("read failed: {0}")]
+    Read(#[source] std::io::Error),
+    /// The disk failed a write or a sync: what it holds cannot be relied on any more.
+    #[error("write failed: {0}")]
+    Write(#[source] std::io::Error),
+    /// The disk failed earlier in this run and is not used any more.
+    #[error("the disk {0} failed earlier")]
+    Fenced(String),
+    /// The file is not a replica of this chunk, or damaged beyond its units.
+    #[error("bad replica file: {0}")]
+    BadFile(String),
+}

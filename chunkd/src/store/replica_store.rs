@@ -1,0 +1,330 @@
+//! All replicas on the disks of this server.
+//!
+//! Which disk has a replica is known from a listing at the start. Files are opened when they are first needed; after a
+//! stop that was not orderly, the first opening of each settles what the crash left ([`super::recover`]).
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dfs_proto::{ChunkId, ClusterId};
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::StoreError;
+use super::chunk_file::{ChunkFile, write_error};
+use super::data_dir::{self, DataDir, DataDirError, DirIdentity};
+use super::disk::Disk;
+use super::header::Header;
+use super::raw_file::OsFile;
+
+/// Deleted chunks whose ids are remembered, so that a request that was under way does not make them again.
+const DELETED_MAX: usize = 65_536;
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    disk: usize,
+    must_settle: bool,
+}
+
+/// The replicas of this server.
+#[derive(Debug)]
+pub struct ReplicaStore {
+    disks: Vec<Arc<Disk>>,
+    identities: Mutex<Vec<DirIdentity>>,
+    places: Mutex<BTreeMap<ChunkId, Place>>,
+    deleted: Mutex<LruCache<ChunkId, ()>>,
+    boot_id: String,
+    was_clean: bool,
+    is_suspect: bool,
+}
+
+/// A replica whose file is open.
+#[derive(Debug)]
+pub struct OpenReplica {
+    /// Its units.
+    pub file: ChunkFile,
+    /// What the header says at the moment of opening.
+    pub header: Header,
+    /// Where it is.
+    pub disk: Arc<Disk>,
+    directory: PathBuf,
+    is_name_durable: AtomicBool,
+}
+
+impl OpenReplica {
+    /// Brings the replica, its name included, to stable media.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Write`] and [`StoreError::Fenced`]; the disk is fenced after the first.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.disk.check()?;
+        self.disk.judge(self.file.sync())?;
+        if !self.is_name_durable.load(Ordering::Acquire) {
+            self.disk.judge(data_dir::sync_directory(&self.directory).map_err(StoreError::Write))?;
+            self.is_name_durable.store(true, Ordering::Release);
+        }
+        // Another thread may have been given the error that would have been ours.
+        self.disk.check()
+    }
+}
+
+impl ReplicaStore {
+    /// Takes the data directories at `paths` into use.
+    ///
+    /// # Errors
+    ///
+    /// [`DataDirError`]: in use, of different clusters or servers, or unusable.
+    pub fn open(paths: &[PathBuf], reserve_max: u64, boot_id: &str) -> Result<Self, DataDirError> {
+        let mut dirs: Vec<DataDir> = Vec::new();
+        for path in paths {
+            let server = dirs.first().map(|dir| dir.identity.server);
+            dirs.push(DataDir::open(path, server, boot_id)?);
+        }
+        for dir in &dirs {
+            check_belongs_together(&dirs[0], dir)?;
+        }
+        let mut places = BTreeMap::new();
+        let mut disks = Vec::new();
+        let was_clean = dirs.iter().all(|dir| dir.was_clean);
+        let is_suspect = dirs.iter().any(|dir| !dir.was_clean && dir.host_rebooted);
+        let identities = dirs.iter().map(|dir| dir.identity).collect();
+        for (at, dir) in dirs.into_iter().enumerate() {
+            let chunks = dir.chunks()?;
+            let place = Place { disk: at, must_settle: !dir.was_clean };
+            let path = dir.path.clone();
+            let disk = Disk::new(dir.identity.disk, dir.path, dir.lock, reserve_max)
+                .map_err(|error| DataDirError::Io { path, what: "has no space figures", error })?;
+            let mut count = 0;
+            for chunk in chunks {
+                if let Some(first) = places.insert(chunk, place) {
+                    tracing::error!(%chunk, "two disks have a replica of one chunk: the first one counts");
+                    places.insert(chunk, first);
+                    continue;
+                }
+                count += 1;
+            }
+            disk.count_replicas(count);
+            disks.push(Arc::new(disk));
+        }
+        let deleted = LruCache::new(NonZeroUsize::new(DELETED_MAX).expect("not zero"));
+        Ok(Self {
+            disks,
+            identities: Mutex::new(identities),
+            places: Mutex::new(places),
+            deleted: Mutex::new(deleted),
+            boot_id: boot_id.to_owned(),
+            was_clean,
+            is_suspect,
+        })
+    }
+
+    /// Returns the disks.
+    pub fn disks(&self) -> &[Arc<Disk>] {
+        &self.disks
+    }
+
+    /// Returns the id of this server.
+    pub fn server(&self) -> [u8; 16] {
+        self.identities.lock()[0].server
+    }
+
+    /// Returns the cluster the disks belong to, if one was joined.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.identities.lock()[0].cluster
+    }
+
+    /// Returns whether the last use ended in order.
+    pub fn was_clean(&self) -> bool {
+        self.was_clean
+    }
+
+    /// Returns whether the host lost what was in its page cache: writes that were acknowledged but not synced may be gone.
+    pub fn is_suspect(&self) -> bool {
+        self.is_suspect
+    }
+
+    /// Notes on all disks that they belong to `cluster`.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub fn join(&self, cluster: ClusterId) -> io::Result<()> {
+        let mut identities = self.identities.lock();
+        for (identity, disk) in identities.iter_mut().zip(&self.disks) {
+            if identity.cluster != Some(cluster) {
+                let joined = DirIdentity { cluster: Some(cluster), ..*identity };
+                data_dir::write_identity(disk.path(), &joined)?;
+                *identity = joined;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the number of replicas.
+    pub fn len(&self) -> usize {
+        self.places.lock().len()
+    }
+
+    /// Returns whether there is no replica.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Opens the replica of `chunk`; `None` if there is none. Only one thread at a time may open a given chunk.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::BadFile`] never: such a file is put aside, and the replica is gone. Else any.
+    pub fn open_replica(&self, chunk: ChunkId) -> Result<Option<OpenReplica>, StoreError> {
+        let Some(place) = self.places.lock().get(&chunk).copied() else { return Ok(None) };
+        let disk = &self.disks[place.disk];
+        disk.check()?;
+        let (directory, path) = data_dir::replica_path(disk.path(), chunk);
+        let file = match open_options().open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                tracing::error!(%chunk, path = %path.display(), "the replica's file has gone");
+                self.forget(chunk);
+                return Ok(None);
+            }
+            Err(error) => return Err(StoreError::Read(error)),
+        };
+        let (file, header) = match ChunkFile::open(OsFile(file), chunk) {
+            Ok(opened) => opened,
+            Err(StoreError::BadFile(reason)) => {
+                self.put_aside(chunk, &path, &reason)?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        if place.must_settle {
+            let settled = disk.judge(file.settle(0, file.units()))?;
+            if settled.settled_back + settled.damaged > 0 {
+                tracing::warn!(%chunk, ?settled, "settled a replica after a crash");
+            }
+            if let Some(place) = self.places.lock().get_mut(&chunk) {
+                place.must_settle = false;
+            }
+        }
+        let is_name_durable = AtomicBool::new(false);
+        Ok(Some(OpenReplica { file, header, disk: Arc::clone(disk), directory, is_name_durable }))
+    }
+
+    /// Makes the replica that `header` describes, on the disk with the most room. Only one thread at a time may make a
+    /// given chunk.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NoSpace`], [`StoreError::Fenced`] if no disk is left, [`StoreError::Write`].
+    pub fn create_replica(&self, header: &Header) -> Result<OpenReplica, StoreError> {
+        let best = self.disks.iter().enumerate().filter(|(_, disk)| !disk.has_failed());
+        let Some((at, disk)) = best.max_by_key(|(_, disk)| disk.space().1) else {
+            return Err(StoreError::Fenced("all disks".into()));
+        };
+        let (directory, path) = data_dir::replica_path(disk.path(), header.chunk);
+        let opened = match open_options().create_new(true).open(&path) {
+            // The fan-out is made with the data directory, unless that was interrupted.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(&directory).map_err(write_error)?;
+                open_options().create_new(true).open(&path)
+            }
+            opened => opened,
+        };
+        let made = opened.map_err(write_error).and_then(|file| ChunkFile::create(OsFile(file), header));
+        let file = match disk.judge(made) {
+            Ok(file) => file,
+            Err(error) => {
+                // A file without a header is no replica; if it stays, the next opening puts it aside.
+                let _ = fs::remove_file(&path);
+                return Err(error);
+            }
+        };
+        self.places.lock().insert(header.chunk, Place { disk: at, must_settle: false });
+        disk.count_replicas(1);
+        let is_name_durable = AtomicBool::new(false);
+        Ok(OpenReplica { file, header: *header, disk: Arc::clone(disk), directory, is_name_durable })
+    }
+
+    /// Deletes the replica of `chunk`, if there is one, and remembers that it may not be made again.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Write`] if the file cannot be removed.
+    pub fn delete(&self, chunk: ChunkId) -> Result<(), StoreError> {
+        self.deleted.lock().put(chunk, ());
+        let Some(place) = self.places.lock().get(&chunk).copied() else { return Ok(()) };
+        let (_, path) = data_dir::replica_path(self.disks[place.disk].path(), chunk);
+        match fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(StoreError::Write(error)),
+        }
+        self.forget(chunk);
+        Ok(())
+    }
+
+    /// Returns whether the replica of `chunk` was deleted on order, not long ago.
+    pub fn was_deleted(&self, chunk: ChunkId) -> bool {
+        self.deleted.lock().contains(&chunk)
+    }
+
+    /// Notes that everything was synced and the disks are left in order.
+    pub fn close_clean(&self) {
+        for disk in self.disks.iter().filter(|disk| !disk.has_failed()) {
+            if let Err(error) = data_dir::write_clean(disk.path(), &self.boot_id) {
+                tracing::warn!(disk = %disk.path().display(), %error, "cannot note an orderly stop");
+            }
+        }
+    }
+
+    fn forget(&self, chunk: ChunkId) {
+        if let Some(place) = self.places.lock().remove(&chunk) {
+            self.disks[place.disk].count_replicas(-1);
+        }
+    }
+
+    fn put_aside(&self, chunk: ChunkId, path: &Path, reason: &str) -> Result<(), StoreError> {
+        let is_empty = fs::metadata(path).is_ok_and(|data| data.len() == 0);
+        if is_empty {
+            // Killed between making the file and writing its header: nothing was ever in it.
+            fs::remove_file(path).map_err(write_error)?;
+        } else {
+            tracing::error!(%chunk, path = %path.display(), reason, "a replica file is unusable: put aside as .bad");
+            fs::rename(path, path.with_extension("bad")).map_err(write_error)?;
+        }
+        self.forget(chunk);
+        Ok(())
+    }
+}
+
+fn open_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
+    options
+}
+
+fn check_belongs_together(first: &DataDir, other: &DataDir) -> Result<(), DataDirError> {
+    let (ours, theirs) = (first.identity, other.identity);
+    let name = |cluster: Option<ClusterId>| cluster.map_or_else(|| "no cluster yet".to_owned(), |id| id.to_string());
+    let reason = if ours.server != theirs.server {
+        format!(
+            "it belongs to server {}, {} belongs to server {}",
+            ClusterId(theirs.server),
+            first.path.display(),
+            ClusterId(ours.server)
+        )
+    } else if ours.cluster.is_some() && theirs.cluster.is_some() && ours.cluster != theirs.cluster {
+        let (ours, theirs) = (name(ours.cluster), name(theirs.cluster));
+        format!("it belongs to cluster {theirs}, {} to cluster {ours}", first.path.display())
+    } else {
+        return Ok(());
+    };
+    Err(DataDirError::Mismatch { path: other.path.clone(), reason })
+}
