@@ -23,7 +23,7 @@ use super::convert::{device, file_attr, file_type, kind_of_mode, time_change};
 use super::gate::Gate;
 use super::ops::{Op, OpMetrics};
 use crate::fs::elastic_pool::ElasticPool;
-use crate::fs::file::{HandleId, Source, Whence};
+use crate::fs::file::{HandleId, Whence};
 use crate::fs::{Caller, Entry, FileSystem, NewNode, OpenFile, Shown};
 use crate::metrics::Metrics;
 use crate::remote::AttrChange;
@@ -486,16 +486,12 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let handle = HandleId(handle.0);
-        let source = match write_flags {
-            flags if flags.contains(WriteFlags::FUSE_WRITE_CACHE) => Source::Mapping,
-            flags if flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) => Source::UnprivilegedCall,
-            _ => Source::Call,
-        };
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // Mapped pages come on whichever handle the kernel finds; their offset counts even if that one appends.
         let is_write_back = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let write = move |fs: &FileSystem, data: &[u8]| match is_write_back {
             true => fs.data().write_back(handle, offset, data),
-            false => fs.data().write(handle, offset, data, source),
+            false => fs.data().write(handle, offset, data, kill),
         };
         let answer = |_: &Shared, reply: ReplyWrite, written| reply.written(written);
         let begun = Instant::now();

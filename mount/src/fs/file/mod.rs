@@ -27,7 +27,7 @@ mod table;
 mod write;
 
 pub use backend::{Backend, Remote};
-pub use table::{FileSettings, FileTable, HandleId, OpenOptions, Source, Whence};
+pub use table::{FileSettings, FileTable, HandleId, OpenOptions, Whence};
 
 #[cfg(test)]
 mod tests;

@@ -34,18 +34,6 @@ pub struct OpenOptions {
     pub direct: bool,
 }
 
-/// Where bytes that are to be written come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// A write by a caller that may keep set-id bits.
-    Call,
-    /// A write by one that may not: they go (FUSE_WRITE_KILL_SUIDGID).
-    UnprivilegedCall,
-    /// Pages of a shared mapping (FUSE_WRITE_CACHE). The kernel sends them through any handle that may write, an
-    /// O_APPEND one of another program too; they belong where it says.
-    Mapping,
-}
-
 /// What `lseek` looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whence {
@@ -159,12 +147,13 @@ impl FileTable {
         self.file(handle)?.read(handle, offset, size)
     }
 
-    /// Takes `data` to be written at `offset`; by a call on an O_APPEND handle, at the end.
+    /// Takes `data` to be written at `offset` (O_APPEND: at the end). `kill_suid_sgid`: the writer is unprivileged,
+    /// the set-user-id and set-group-id bits go (FUSE_WRITE_KILL_SUIDGID).
     ///
     /// # Errors
     ///
     /// `FileTooBig`; `TimedOut` if no room for dirty data came free in time.
-    pub fn write(&self, handle: HandleId, offset: u64, data: &[u8], source: Source) -> Result<u32, FsError> {
+    pub fn write(&self, handle: HandleId, offset: u64, data: &[u8], kill_suid_sgid: bool) -> Result<u32, FsError> {
         self.file(handle)?.write(handle, offset, data, WriteFlags { kill_suid_sgid, is_write_back: false })
     }
 

@@ -87,6 +87,38 @@ fn threads_on_one_file_end_and_agree_with_other_mounts() {
 }
 
 #[test]
+fn mounts_that_fight_over_a_file_agree_once_it_is_reopened() {
+    for seed in 0..20 {
+        let cluster = Cluster::new(seed);
+        let inode = cluster.make().inode;
+        let settings = FileSettings { push_age_ms: 3, ..settings() };
+        let mounts = [Mount::new(&cluster, settings), Mount::new(&cluster, settings)];
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let mount = &mounts[thread % 2];
+                scope.spawn(move || work(mount, inode, thread as u64, seed));
+            }
+        });
+        let third = Mount::new(&cluster, settings);
+        let there = third.open(inode);
+        let size = cluster.attr(inode).size;
+        for mount in &mounts {
+            assert_eq!(mount.table.open_files(), 0);
+            assert_eq!(mount.table.dirty_bytes(), 0);
+            let handle = mount.open(inode);
+            assert_eq!(mount.stat(inode).size, size);
+            let mut at = 0;
+            while at < size {
+                let seen = mount.read(handle, at, 60_000);
+                assert!(seen == third.read(there, at, 60_000), "seed {seed} at {at}");
+                at += seen.len() as u64;
+            }
+            mount.table.release(handle);
+        }
+    }
+}
+
+#[test]
 #[ignore = "a measurement: run it alone, optimized"]
 fn measure_the_write_path() {
     for piece in [4096usize, 128 * 1024, 1 << 20] {
