@@ -333,3 +333,7 @@ impl Slot {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "executor_tests.rs"]
+mod tests;
