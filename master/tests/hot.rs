@@ -1,5 +1,7 @@
 //! The hot plane of a running master, as a mount sees it.
 
+#![allow(clippy::disallowed_methods, reason = "a shell: deadlines and files of a test")]
+
 use std::time::{Duration, Instant};
 
 use dfs_master::{EngineKind, Master, MasterConfig};

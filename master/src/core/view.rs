@@ -45,12 +45,15 @@ pub enum Known {
     Absent(Seq),
 }
 
+/// The records of a range, in order of their keys.
+pub type Scanned = Arc<Vec<(Key, Record)>>;
+
 /// The records at hand.
 pub trait Records {
     /// Returns what is known of `key`; `None` if it has to be fetched.
     fn find(&self, key: &Key) -> Option<Known>;
     /// Returns the records of `range`; `None` if they have to be fetched.
-    fn scanned(&self, range: &Range) -> Option<Arc<Vec<(Key, Record)>>>;
+    fn scanned(&self, range: &Range) -> Option<Scanned>;
 }
 
 /// The chunk servers, as far as operations care.
@@ -168,7 +171,7 @@ impl<'a> View<'a> {
     /// # Errors
     ///
     /// [`Stop::Scan`].
-    pub fn scan(&self, range: Range) -> Result<Arc<Vec<(Key, Record)>>, Stop> {
+    pub fn scan(&self, range: Range) -> Result<Scanned, Stop> {
         let Some(found) = self.records.scanned(&range) else { return Err(Stop::Scan(range)) };
         for (_, record) in found.iter() {
             self.note(record.seq(), Shown::Yes);

@@ -29,6 +29,13 @@ pub struct Info {
     pub more_chunks: bool,
 }
 
+/// A chunk whose rest is to be zeroed.
+#[derive(Clone, Debug)]
+pub(super) struct ChunkToCut {
+    pub(super) chunk_size_log2: u32,
+    pub(super) chunk: Arc<Chunk>,
+}
+
 impl Executor {
     /// Returns the node id of the server `facts` speak of, a new one at its first registration; durable on return.
     ///
@@ -191,7 +198,7 @@ impl Executor {
     /// # Errors
     ///
     /// [`FsError::Io`].
-    pub(super) fn chunk_to_cut(&self, cut: &CutIntent) -> Result<Option<(Arc<Inode>, Arc<Chunk>)>, FsError> {
+    pub(super) fn chunk_to_cut(&self, cut: &CutIntent) -> Result<Option<ChunkToCut>, FsError> {
         let cut = cut.clone();
         self.with(move |owner| {
             let found = std::cell::RefCell::new(None);
@@ -199,7 +206,8 @@ impl Executor {
                 let is_pending = matches!(view.find(&Key::Cut(cut.inode))?,
                     Some(Record::Cut(pending)) if pending.seq.0 == cut.number);
                 if is_pending && let Some(Record::Chunk(chunk)) = view.find(&Key::Chunk(cut.inode, cut.index))? {
-                    *found.borrow_mut() = Some((view.inode(cut.inode)?, chunk));
+                    let chunk_size_log2 = view.inode(cut.inode)?.chunk_size_log2;
+                    *found.borrow_mut() = Some(ChunkToCut { chunk_size_log2, chunk });
                 }
                 Ok(Outcome::new(view))
             })?;

@@ -25,9 +25,9 @@ pub fn finish(shared: &Shared, cut: &CutIntent) -> Result<(), FsError> {
     // A truncate that a power cut takes back must find its data.
     shared.executor.wait_durable(Seq(cut.number))?;
     retry(Instant::now() + DEADLINE, || {
-        let Some((inode, chunk)) = shared.executor.chunk_to_cut(cut)? else { return Ok(()) };
+        let Some(to_cut) = shared.executor.chunk_to_cut(cut)? else { return Ok(()) };
         let zero = pb::Zero { offset: cut.from, length: cut.to - cut.from, client: shared.boot.0, number: cut.number };
-        to_primary(shared, cut.index, inode.chunk_size_log2, &chunk, data_request::Body::Zero(zero), &[])?;
+        to_primary(shared, cut.index, to_cut.chunk_size_log2, &to_cut.chunk, data_request::Body::Zero(zero), &[])?;
         shared.executor.cut_done(cut)
     })
 }

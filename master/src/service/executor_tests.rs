@@ -333,9 +333,8 @@ fn callers_at_once_share_batches_and_each_gets_its_own_answer() {
 fn a_restarted_master_waits_for_its_sessions_but_not_for_ever() {
     let mut bench = Bench::new();
     let (one, two) = (bench.session(1), bench.session(2));
-    let refused = |bench: &Bench, session| {
-        matches!(ask(&bench.executor, session, lookup("a")).result, Err(FsError::TryAgain(_)))
-    };
+    let refused =
+        |bench: &Bench, session| matches!(ask(&bench.executor, session, lookup("a")).result, Err(FsError::TryAgain(_)));
     bench.restart();
     assert!(refused(&bench, one));
     bench.come_back(one, &[]);

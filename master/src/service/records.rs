@@ -21,7 +21,7 @@ use lru::LruCache;
 
 use crate::core::key::{Key, Range};
 use crate::core::record::Record;
-use crate::core::view::{Known, Records};
+use crate::core::view::{Known, Records, Scanned};
 use crate::store::{Batch, MetaStore, StoreError};
 
 /// Records in the cache: at about 300 bytes each, some 60 MB.
@@ -34,7 +34,7 @@ pub(super) struct RecordStore {
     pending: BTreeMap<Key, Known>,
     /// Position of the last change in `pending`; `None` if it has none worth a commit.
     pending_seq: Option<Seq>,
-    scanned: Vec<(Range, Arc<Vec<(Key, Record)>>)>,
+    scanned: Vec<(Range, Scanned)>,
 }
 
 impl RecordStore {
@@ -162,7 +162,7 @@ impl Records for RecordStore {
         self.cache.borrow_mut().get(key).cloned()
     }
 
-    fn scanned(&self, range: &Range) -> Option<Arc<Vec<(Key, Record)>>> {
+    fn scanned(&self, range: &Range) -> Option<Scanned> {
         self.scanned.iter().find(|(of, _)| of == range).map(|(_, found)| Arc::clone(found))
     }
 }

@@ -16,7 +16,7 @@ use crate::core::outcome::{Body, Listed, OpenChange, Outcome};
 use crate::core::record::{IdMarks, Inode, Record};
 use crate::core::request::{Call, Make, Request, SetAttr};
 use crate::core::unsettled::Unsettled;
-use crate::core::view::{Cluster, Known, Records, Stop, View};
+use crate::core::view::{Cluster, Known, Records, Scanned, Stop, View};
 
 pub(super) const SESSION: SessionId = SessionId(1);
 
@@ -36,7 +36,7 @@ impl Records for Map {
         })
     }
 
-    fn scanned(&self, range: &Range) -> Option<Arc<Vec<(Key, Record)>>> {
+    fn scanned(&self, range: &Range) -> Option<Scanned> {
         self.scanned.contains(range).then(|| Arc::new(self.range(range)))
     }
 }
