@@ -41,6 +41,8 @@ pub enum Request {
     SessionReclaim { opens: Vec<(InodeId, u64)>, is_last: bool },
     SessionClose,
     Ping,
+    /// To wait until the log is durable, which whoever asks does: here only whether the session may.
+    Sync,
     Lookup { parent: InodeId, name: Name },
     GetAttr { inode: InodeId },
     SetAttr(SetAttr),

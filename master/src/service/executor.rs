@@ -87,6 +87,8 @@ pub struct Executor {
     /// Copied after each batch, to be read without waiting for the state.
     counters: Mutex<Counters>,
     durability: Arc<Durability>,
+    /// Where the log stood when this run began: positions up to here, or in the gap above it, are of earlier runs.
+    begun_at: Seq,
     syncer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -119,6 +121,7 @@ impl Executor {
             .spawn(move || syncing.run(&store, interval, &metrics))
             .map_err(|error| StoreError::Engine(format!("no thread for syncing: {error}")))?;
         Ok(Arc::new(Self {
+            begun_at: owner.begun_at(),
             queue: Mutex::default(),
             counters: Mutex::new(owner.counters),
             owner: Mutex::new(owner),
@@ -150,6 +153,16 @@ impl Executor {
     pub fn wait_durable(&self, seq: Seq) -> Result<(), FsError> {
         let seq = if seq == Seq(0) { self.durability.committed() } else { seq };
         self.durability.wait(seq, Instant::now() + SYNC_DEADLINE)
+    }
+
+    /// As [`Self::wait_durable`], for a position that a mount names. One of an earlier run says nothing of what was
+    /// replayed since: then everything is waited for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::wait_durable`].
+    pub fn wait_durable_for_mount(&self, seq: Seq) -> Result<(), FsError> {
+        self.wait_durable(if seq <= self.begun_at { Seq(0) } else { seq })
     }
 
     /// Returns the totals, as of the last batch.

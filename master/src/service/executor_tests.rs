@@ -458,6 +458,38 @@ fn a_cut_is_listed_for_the_caretaker_when_nobody_works_at_it() {
 }
 
 #[test]
+fn a_position_of_an_earlier_run_stands_for_all_that_was_replayed_since() {
+    let mut bench = Bench::new();
+    let session = bench.session(1);
+    let call = numbered(session, 1, create("a", false));
+    let first = bench.executor.call(call.clone());
+    bench.power_cut(0);
+    let reclaim = |is_last| Request::SessionReclaim { opens: Vec::new(), is_last };
+    ask(&bench.executor, session, reclaim(false)).result.unwrap();
+    let replayed = bench.executor.call(replay_of(&call, &first)).result.unwrap();
+    assert!(matches!(ask(&bench.executor, session, Request::Sync).result, Err(FsError::TryAgain(_))));
+    ask(&bench.executor, session, reclaim(true)).result.unwrap();
+    ask(&bench.executor, session, Request::Sync).result.expect("now it may");
+    assert!(bench.executor.seqs().1 < replayed.seq);
+    bench.executor.wait_durable_for_mount(first.result.unwrap().seq).unwrap();
+    assert!(bench.executor.seqs().1 >= replayed.seq);
+}
+
+#[test]
+fn a_read_only_session_changes_nothing() {
+    let bench = Bench::new();
+    let open = SessionOpen { client_id: vec![1; 16].into(), is_read_only: true, ..SessionOpen::default() };
+    let Body::Session { session, .. } =
+        ask(&bench.executor, SessionId(0), Request::SessionOpen(open)).result.unwrap().body
+    else {
+        panic!("no session")
+    };
+    assert_eq!(bench.executor.call(numbered(session, 1, create("a", true))).result, Err(FsError::ReadOnly));
+    assert_eq!(ask(&bench.executor, session, lookup("a")).result, Err(FsError::NoEntry));
+    assert!(ask(&bench.executor, session, Request::GetAttr { inode: InodeId::ROOT }).result.is_ok());
+}
+
+#[test]
 fn info_finds_by_path_and_by_inode() {
     let bench = Bench::new();
     let session = bench.session(1);

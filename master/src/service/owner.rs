@@ -142,7 +142,6 @@ impl Owner {
             None => Counters::default(),
         };
         let now = clock.mono();
-        let gap = if recovered == Seq(0) { 0 } else { SEQ_GAP_AT_RESTART };
         let mut owner = Self {
             records,
             sessions: Sessions::default(),
@@ -160,11 +159,12 @@ impl Owner {
             unsettled: Unsettled::default(),
             ids: FreshIds::after(marks),
             reserving: None,
-            last_seq: Seq(recovered.0 + gap),
+            last_seq: Seq(0),
             recovered,
             window: None,
             requests_in_batch: 0,
         };
+        owner.last_seq = owner.begun_at();
         owner.load_sessions(now)?;
         for (key, record) in owner.records.read_range(&Range::nodes())? {
             if let (Key::Node(id), Record::Node(node)) = (key, record) {
@@ -202,6 +202,14 @@ impl Owner {
             self.window = Some(ReclaimWindow::new(now.plus(self.spans.reclaim_window_ms), expected));
         }
         Ok(())
+    }
+
+    /// Returns the highest position that an earlier run can have told anybody.
+    pub(super) fn begun_at(&self) -> Seq {
+        match self.recovered {
+            Seq(0) => Seq(0),
+            Seq(recovered) => Seq(recovered + SEQ_GAP_AT_RESTART),
+        }
     }
 
     /// Returns whether a restarted master still waits for its sessions.
@@ -243,6 +251,8 @@ impl Owner {
         let durable_max = is_returning.then_some(self.recovered);
         let is_admitted = match &call.request {
             Request::SessionReclaim { .. } | Request::SessionClose | Request::Ping => true,
+            // What it has yet to replay is not in the log.
+            Request::Sync => !is_window && !is_returning,
             _ => !is_window || (is_returning && call.replay.is_some()),
         };
         if !is_admitted {
@@ -289,9 +299,13 @@ impl Owner {
         if call.number > 0 && session.replies.len() >= REPLIES_MAX {
             return Answer::failed(FsError::TryAgain("too many replies are not acknowledged"));
         }
+        let is_read_only = session.record.is_read_only;
         let now = call.replay.as_ref().map_or_else(|| self.clock.wall(), |replay| replay.time);
         let (result, seen) = self.run(call.session, call.replay.as_ref(), |view| op::run(view, now, call));
         match result {
+            Ok(outcome) if is_read_only && outcome.is_change() && !matches!(call.request, Request::Release { .. }) => {
+                Answer::failed(FsError::ReadOnly)
+            }
             Ok(outcome) => {
                 let durable_first = outcome.durable_first.max(seen);
                 let cut = outcome.cut.clone();

@@ -91,7 +91,7 @@ pub fn run(view: &View<'_>, now: UnixNanos, call: &Call) -> Result<Outcome, Stop
             outcome.opens = opens.iter().map(missing).collect();
             Ok(outcome)
         }
-        Request::Ping => Ok(Outcome::read(view, Body::Done)),
+        Request::Ping | Request::Sync => Ok(Outcome::read(view, Body::Done)),
         Request::SessionOpen(_) | Request::SessionClose => Err(FsError::NotSupported.into()),
     }
 }

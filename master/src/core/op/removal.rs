@@ -5,7 +5,7 @@
 //!                   └──────▶ nlink = 0, not open ──────────────────────▶ gone   (in steps if it is large)
 //! ```
 
-use dfs_proto::{ChunkIndex, InodeId, UnixNanos};
+use dfs_proto::{InodeId, UnixNanos};
 
 use super::chunk_list;
 use crate::core::key::{Key, Range};
@@ -69,9 +69,7 @@ fn is_small(inode: &Inode) -> bool {
 /// [`Stop`] of the reads.
 pub(super) fn erase(outcome: &mut Outcome, view: &View<'_>, now: UnixNanos, inode: &Inode) -> Result<(), Stop> {
     let id = inode.id;
-    if inode.chunks > 0 {
-        chunk_list::drop_range(outcome, view, now, id, (ChunkIndex(0), ChunkIndex(u32::MAX)), usize::MAX)?;
-    }
+    chunk_list::drop_all(outcome, view, now, inode)?;
     if inode.xattrs > 0 {
         for (key, _) in view.scan(Range::xattrs(id))?.iter() {
             outcome.delete(key.clone());

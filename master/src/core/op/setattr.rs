@@ -122,6 +122,7 @@ fn resize_inline(outcome: &mut Outcome, view: &View<'_>, before: &Inode, size: u
 
 fn drop_from(outcome: &mut Outcome, view: &View<'_>, now: UnixNanos, before: &Inode, first: u64) -> Result<u64, Stop> {
     match u32::try_from(first) {
+        Ok(0) => chunk_list::drop_all(outcome, view, now, before),
         Ok(first) if before.chunks > 0 => {
             let range = (ChunkIndex(first), ChunkIndex(u32::MAX));
             chunk_list::drop_range(outcome, view, now, before.id, range, usize::MAX)
