@@ -18,5 +18,5 @@ pub mod core;
 pub mod service;
 pub mod store;
 
-//pub use service::config::ChunkdConfig;
-//pub use service::server::{Addresses, ChunkServer, ChunkdError};
+pub use service::config::ChunkdConfig;
+pub use service::server::{Addresses, ChunkServer, ChunkdError};

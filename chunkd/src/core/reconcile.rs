@@ -143,10 +143,7 @@ mod tests {
 
     #[test]
     fn neighbours_are_copied_together() {
-        check(
-            &["", "1:1.1=1 2:1.1=2 3:1.1=3 5:1.2=5", ""],
-            "pull 1 1+3; pull 1 5+1; push 2 1+3; push 2 5+1; seq 2",
-        );
+        check(&["", "1:1.1=1 2:1.1=2 3:1.1=3 5:1.2=5", ""], "pull 1 1+3; pull 1 5+1; push 2 1+3; push 2 5+1; seq 2");
     }
 
     #[test]

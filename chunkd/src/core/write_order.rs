@@ -187,9 +187,8 @@ mod tests {
         assert!(order.may_start(small[32]));
 
         let mut order = WriteOrder::default();
-        let large: Vec<_> = (0..9)
-            .map(|at| order.enter(at * 256, (at + 1) * 256, Access::Write(1 << 20)).expect("room"))
-            .collect();
+        let large: Vec<_> =
+            (0..9).map(|at| order.enter(at * 256, (at + 1) * 256, Access::Write(1 << 20)).expect("room")).collect();
         assert!(order.may_start(large[7]) && !order.may_start(large[8]));
 
         let mut order = WriteOrder::default();

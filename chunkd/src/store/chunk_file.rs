@@ -187,7 +187,8 @@ impl<F: RawFile> ChunkFile<F> {
         for ((state, slot), unit) in states.iter().zip(&slots).zip(first..) {
             table.extend_from_slice(&Slot::encode(state, slot.as_previous(), self.chunk, unit));
         }
-        let written = self.file.write_at(&table, entry_offset(first)).and_then(|()| self.put_data(first, states, payload));
+        let written =
+            self.file.write_at(&table, entry_offset(first)).and_then(|()| self.put_data(first, states, payload));
         self.finish(first, count, written)
     }
 
@@ -269,8 +270,7 @@ impl<F: RawFile> ChunkFile<F> {
         let end = first + count;
         let mut unit = first;
         while unit < end {
-            let segment =
-                self.file.next_data(entry_offset(unit), entry_offset(end)).map_err(StoreError::Read)?;
+            let segment = self.file.next_data(entry_offset(unit), entry_offset(end)).map_err(StoreError::Read)?;
             let Some((from, to)) = segment else { break };
             // Segments begin and end with blocks of the file system, which may begin inside the header.
             let index = |offset: u64| (offset.saturating_sub(TABLE_OFFSET)) / ENTRY_BYTES as u64;

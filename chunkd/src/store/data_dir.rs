@@ -190,8 +190,11 @@ fn hex(bytes: &[u8; 16]) -> String {
 
 fn encode(identity: &DirIdentity) -> String {
     let cluster = identity.cluster.map_or_else(|| "-".to_owned(), |id| id.to_string());
-    let body =
-        format!("dfs-chunkd {FORMAT}\ncluster {cluster}\nserver {}\ndisk {}\n", hex(&identity.server), hex(&identity.disk));
+    let body = format!(
+        "dfs-chunkd {FORMAT}\ncluster {cluster}\nserver {}\ndisk {}\n",
+        hex(&identity.server),
+        hex(&identity.disk)
+    );
     let crc = crc32c::crc32c(body.as_bytes());
     format!("{body}crc {crc:08x}\n")
 }

@@ -62,8 +62,10 @@ pub const UNIT_BYTES: usize = UNIT_SIZE as usize;
 const _: () = assert!(TABLE_OFFSET as usize >= HEADER_BYTES && TABLE_OFFSET.is_multiple_of(512));
 const _: () = assert!(512usize.is_multiple_of(ENTRY_BYTES));
 const _: () = assert!(DATA_OFFSET.is_multiple_of(UNIT_SIZE as u64));
-const _: () =
-    assert!(TABLE_OFFSET + ((1 << *crate::core::admission::CHUNK_SIZE_LOG2.end()) / UNIT_SIZE as u64) * ENTRY_BYTES as u64 <= DATA_OFFSET);
+const _: () = assert!(
+    TABLE_OFFSET + ((1 << *crate::core::admission::CHUNK_SIZE_LOG2.end()) / UNIT_SIZE as u64) * ENTRY_BYTES as u64
+        <= DATA_OFFSET
+);
 
 /// Returns where the entry of `unit` begins.
 pub fn entry_offset(unit: u32) -> u64 {

@@ -10,7 +10,6 @@
 
 pub mod chunk_file;
 
-
 pub mod data_dir;
 pub mod disk;
 pub mod header;

@@ -96,8 +96,8 @@ impl Slot {
         }
         let stamp = WriteStamp { version: Version(read_u64(bytes, 8)), seq: read_u64(bytes, 16) };
         let state = UnitState { stamp, crc: read_u32(bytes, 0), hole: flags & ZEROED != 0 };
-        let previous = (flags & PREVIOUS != 0)
-            .then(|| Previous { crc: read_u32(bytes, 4), hole: flags & PREVIOUS_HOLE != 0 });
+        let previous =
+            (flags & PREVIOUS != 0).then(|| Previous { crc: read_u32(bytes, 4), hole: flags & PREVIOUS_HOLE != 0 });
         Self::Known { state, previous }
     }
 }
@@ -126,7 +126,8 @@ mod tests {
     fn the_stored_sample_of_format_1_still_decodes() {
         let (state, previous) = sample_state();
         let sample = [
-            0x0d, 0x0c, 0x0b, 0x0a, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 8, 16, 68, 156,
+            0x0d, 0x0c, 0x0b, 0x0a, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 8, 16, 68,
+            156,
         ];
         assert_eq!(Slot::encode(&state, previous, CHUNK, 3), sample);
         assert_eq!(Slot::decode(&sample, CHUNK, 3), Slot::Known { state, previous });

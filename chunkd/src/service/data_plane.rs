@@ -1,0 +1,173 @@
+//! The data plane: one thread for each connection, one request at a time.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use dfs_proto::FsError;
+use dfs_proto::wire::pb::{self, data_reply, data_request};
+use dfs_proto::wire::{Connection, FrameKind, Peer, WireError, accept_hello};
+use prost::Message;
+
+use super::metrics::Operation;
+use super::primary::admit;
+use super::shared::Shared;
+use super::{barrier, member, read, write};
+
+/// Connections, all together.
+pub(super) const CONNECTIONS_MAX: usize = 2048;
+/// Connections of mounts; the rest is kept for other chunk servers and the master, without whom no write ends.
+const MOUNT_CONNECTIONS_MAX: usize = 1536;
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+const ROLES: [pb::Role; 3] = [pb::Role::Mount, pb::Role::Master, pb::Role::ChunkServer];
+
+/// Serves connections.
+pub(super) struct DataPlane {
+    shared: Arc<Shared>,
+    mounts: AtomicUsize,
+}
+
+enum Payload {
+    None,
+    Bytes(Bytes),
+    /// Part of the connection's read buffer.
+    Buffer(Range<usize>),
+}
+
+impl DataPlane {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, mounts: AtomicUsize::new(0) }
+    }
+
+    /// Serves one connection until it ends.
+    pub fn serve(&self, mut connection: Connection) {
+        let peer = match accept_hello(&mut connection, &self.shared.identity(), &ROLES, HELLO_TIMEOUT) {
+            Ok(peer) => peer,
+            Err(error) => {
+                tracing::debug!(peer = %connection.peer(), %error, "no hello");
+                return;
+            }
+        };
+        let is_mount = peer.role == pb::Role::Mount;
+        if is_mount && self.mounts.fetch_add(1, Ordering::Relaxed) >= MOUNT_CONNECTIONS_MAX {
+            tracing::warn!(peer = %connection.peer(), "too many connections of mounts: closed one");
+        } else if let Err(error) = self.serve_requests(&mut connection, &peer) {
+            tracing::debug!(peer = %connection.peer(), %error, "connection ended");
+        }
+        if is_mount {
+            self.mounts.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn serve_requests(&self, connection: &mut Connection, peer: &Peer) -> Result<(), WireError> {
+        // Kept from read to read: a fresh buffer of 1 MiB costs as much in page faults as the read itself.
+        let mut buffer = Vec::new();
+        loop {
+            let frame = connection.recv(None)?;
+            let started = Instant::now();
+            if frame.kind != FrameKind::DataRequest {
+                return Err(WireError::Malformed(format!("{:?} on the data plane", frame.kind)));
+            }
+            let request =
+                pb::DataRequest::decode(frame.head).map_err(|error| WireError::Malformed(error.to_string()))?;
+            let operation = operation(&request)?;
+            let result = self.answer(peer, &request, &frame.payload, &mut buffer);
+            self.shared.metrics.answered(operation, started.elapsed(), result.as_ref().err());
+            let (reply, payload) = match result {
+                Ok((body, payload)) => (pb::DataReply { failure: None, body: Some(body) }, payload),
+                Err(error) => {
+                    tracing::debug!(chunk = request.chunk, ?operation, %error, "refused");
+                    (pb::DataReply { failure: Some((&error).into()), body: None }, Payload::None)
+                }
+            };
+            let payload = match &payload {
+                Payload::None => &[][..],
+                Payload::Bytes(bytes) => bytes,
+                Payload::Buffer(range) => &buffer[range.clone()],
+            };
+            connection.send(FrameKind::DataReply, frame.request_id, &reply, payload)?;
+        }
+    }
+
+    fn answer(
+        &self,
+        peer: &Peer,
+        request: &pb::DataRequest,
+        payload: &Bytes,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(data_reply::Body, Payload), FsError> {
+        use data_reply::Body as Reply;
+        use data_request::Body;
+        let shared = &*self.shared;
+        let body = request.body.as_ref().ok_or_else(|| FsError::Protocol("a request without a body".into()))?;
+        let is_peer = peer.role == pb::Role::ChunkServer;
+        let is_for_peers = matches!(
+            body,
+            Body::Activate(_) | Body::Prepare(_) | Body::PeerBarrier(_) | Body::FetchUnits(_) | Body::PushUnits(_)
+        );
+        if is_peer != is_for_peers {
+            return Err(FsError::NotPermitted);
+        }
+        let deadline = shared.deadline();
+        let plain = |body| Ok((body, Payload::None));
+        match body {
+            Body::Write(ask) => {
+                let (replica, grant) = admit(shared, request)?;
+                let seq = write::write(shared, &replica, &grant, ask, payload, deadline)?;
+                plain(Reply::Written(pb::Written { seq }))
+            }
+            Body::Zero(ask) => {
+                let (replica, grant) = admit(shared, request)?;
+                let seq = write::zero(shared, &replica, &grant, ask, deadline)?;
+                plain(Reply::Written(pb::Written { seq }))
+            }
+            Body::Read(ask) => {
+                let (replica, grant) = admit(shared, request)?;
+                let (data, range) = read::read(shared, &replica, &grant, ask, buffer, deadline)?;
+                Ok((Reply::ReadData(data), Payload::Buffer(range)))
+            }
+            Body::Barrier(_) => {
+                let (replica, grant) = admit(shared, request)?;
+                barrier::barrier(shared, &replica, &grant, deadline)?;
+                plain(Reply::Synced(pb::Synced {}))
+            }
+            Body::Extents(ask) => {
+                let (replica, grant) = admit(shared, request)?;
+                plain(Reply::ExtentMap(read::extents(shared, &replica, &grant, ask, deadline)?))
+            }
+            Body::Activate(ask) => plain(Reply::UnitTable(member::activate(shared, peer, request, ask)?)),
+            Body::Prepare(ask) => plain(Reply::Prepared(member::prepare(shared, peer, request, ask, payload)?)),
+            Body::PeerBarrier(ask) => {
+                member::peer_barrier(shared, peer, request, ask)?;
+                plain(Reply::Synced(pb::Synced {}))
+            }
+            Body::FetchUnits(ask) => {
+                let (units, payload) = member::fetch_units(shared, request, ask)?;
+                Ok((Reply::Units(units), Payload::Bytes(payload)))
+            }
+            Body::PushUnits(ask) => {
+                member::push_units(shared, peer, request, ask, payload)?;
+                plain(Reply::Synced(pb::Synced {}))
+            }
+        }
+    }
+}
+
+fn operation(request: &pb::DataRequest) -> Result<Operation, WireError> {
+    use data_request::Body;
+    Ok(match &request.body {
+        Some(Body::Write(_)) => Operation::Write,
+        Some(Body::Zero(_)) => Operation::Zero,
+        Some(Body::Read(_)) => Operation::Read,
+        Some(Body::Barrier(_)) => Operation::Barrier,
+        Some(Body::Extents(_)) => Operation::Extents,
+        Some(Body::Activate(_)) => Operation::Activate,
+        Some(Body::Prepare(_)) => Operation::Prepare,
+        Some(Body::PeerBarrier(_)) => Operation::PeerBarrier,
+        Some(Body::FetchUnits(_)) => Operation::FetchUnits,
+        Some(Body::PushUnits(_)) => Operation::PushUnits,
+        None => return Err(WireError::Malformed("a request of an unknown kind".into())),
+    })
+}

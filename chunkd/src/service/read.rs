@@ -1,0 +1,188 @@
+//! Reads at the primary: checked units, repaired from another member where damaged.
+//!
+//! Cost: one read of table entries, one read of data, one checksum pass. The lease and the role are looked at after the
+//! data was read, so what is answered was current while the request was open.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use dfs_proto::FsError;
+use dfs_proto::limits::{DATA_BYTES_MAX, UNIT_SIZE};
+use dfs_proto::unit::pieces;
+use dfs_proto::wire::pb;
+
+use super::primary::{ensure_active, fetch_units};
+use super::replica::{Active, Held, Replica};
+use super::shared::{Shared, store_failure};
+use crate::core::admission::{Grant, unit_range};
+use crate::core::unit::UnitState;
+use crate::core::write_order::Access;
+use crate::store::chunk_file::UnitRead;
+use crate::store::layout::UNIT_BYTES;
+
+/// Reads a range into `buffer`, and returns the answer and where in the buffer its bytes are.
+pub(super) fn read(
+    shared: &Shared,
+    replica: &Replica,
+    grant: &Grant,
+    request: &pb::Read,
+    buffer: &mut Vec<u8>,
+    deadline: Instant,
+) -> Result<(pb::ReadData, Range<usize>), FsError> {
+    if request.length > DATA_BYTES_MAX {
+        return Err(FsError::Invalid("a read above 1 MiB"));
+    }
+    let (first, end) = unit_range(request.offset, request.length, grant.chunk_size_log2)?;
+    loop {
+        let active = ensure_active(shared, replica, grant, deadline)?;
+        match attempt(shared, replica, &active, (first, end), buffer, deadline)? {
+            None if Instant::now() < deadline => {}
+            None => return Err(FsError::TimedOut("the read")),
+            Some(states) => return Ok(answer(shared, request, first, &states, buffer)),
+        }
+    }
+}
+
+/// `None`: the activation ended meanwhile.
+fn attempt(
+    shared: &Shared,
+    replica: &Replica,
+    active: &Active,
+    (first, end): (u32, u32),
+    buffer: &mut Vec<u8>,
+    deadline: Instant,
+) -> Result<Option<Vec<UnitState>>, FsError> {
+    let mut state = replica.lock();
+    let ticket = match replica.enter(&mut state, active, (first, end), Access::Read, deadline) {
+        Ok(ticket) => ticket,
+        Err(_) if !state.is_active(active.activation) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    drop(state);
+    let held = Held { replica, ticket, forget: None };
+    let bytes = (end - first) as usize * UNIT_BYTES;
+    if buffer.len() < bytes {
+        buffer.resize(bytes, 0);
+    }
+    let content = &mut buffer[..bytes];
+    let reads = replica.open.file.read(first, end - first, content).map_err(store_failure)?;
+    let mut states = Vec::with_capacity(reads.len());
+    for (at, read) in reads.iter().enumerate() {
+        states.push(match read {
+            UnitRead::Good(state) => *state,
+            UnitRead::Bad => {
+                let content = &mut content[at * UNIT_BYTES..(at + 1) * UNIT_BYTES];
+                repair(shared, replica, active, first + at as u32, content, deadline)?
+            }
+        });
+    }
+    let is_active = replica.lock().is_active(active.activation);
+    drop(held);
+    shared.check_lease()?;
+    Ok(is_active.then_some(states))
+}
+
+fn answer(
+    shared: &Shared,
+    request: &pb::Read,
+    first: u32,
+    states: &[UnitState],
+    buffer: &[u8],
+) -> (pb::ReadData, Range<usize>) {
+    shared.metrics.read_bytes.inc_by(u64::from(request.length));
+    if states.iter().all(|state| state.hole) {
+        return (pb::ReadData { crcs: Vec::new(), all_zero: true }, 0..0);
+    }
+    let start = (request.offset - first * UNIT_SIZE) as usize;
+    let data = &buffer[start..start + request.length as usize];
+    let crcs = pieces(request.offset, request.length)
+        .zip(states)
+        .map(|((at, length), state)| {
+            // The checksum of a whole unit was checked against its data a moment ago.
+            if length == UNIT_BYTES { state.crc } else { crc32c::crc32c(&data[at..at + length]) }
+        })
+        .collect();
+    (pb::ReadData { crcs, all_zero: false }, start..start + request.length as usize)
+}
+
+/// Reads one unit into `content`, repaired if need be. The caller holds a ticket for it.
+pub(super) fn good_unit(
+    shared: &Shared,
+    replica: &Replica,
+    active: &Active,
+    unit: u32,
+    content: &mut [u8],
+    deadline: Instant,
+) -> Result<UnitState, FsError> {
+    let reads = replica.open.file.read(unit, 1, content).map_err(store_failure)?;
+    match reads[0] {
+        UnitRead::Good(state) => Ok(state),
+        UnitRead::Bad => repair(shared, replica, active, unit, content, deadline),
+    }
+}
+
+/// Fetches a damaged unit from another member into `content`, and writes it here. The caller holds a ticket for it.
+fn repair(
+    shared: &Shared,
+    replica: &Replica,
+    active: &Active,
+    unit: u32,
+    content: &mut [u8],
+    deadline: Instant,
+) -> Result<UnitState, FsError> {
+    let chunk = replica.open.file.chunk();
+    shared.metrics.corrupt_units.inc();
+    tracing::error!(%chunk, unit, "a unit is damaged");
+    let mut failure = None;
+    for member in active.others.iter() {
+        let until = shared.attempt_deadline(deadline);
+        match fetch_units(shared, member, chunk, active.version, (unit, 1), until) {
+            Ok((states, payload)) => {
+                let state = states[0];
+                if state.hole {
+                    content.fill(0);
+                } else {
+                    content.copy_from_slice(&payload);
+                }
+                replica.apply(active, || replica.open.file.put(unit, &states, &payload))?;
+                shared.metrics.repaired_units.inc();
+                tracing::info!(%chunk, unit, from = %member.node, "repaired a unit");
+                return Ok(state);
+            }
+            Err(error) => failure = Some(error),
+        }
+    }
+    let reason = failure.map_or_else(|| "there is no other member".to_owned(), |error| error.to_string());
+    Err(FsError::Corrupt(format!("chunk {chunk} unit {unit}, and no other copy: {reason}")))
+}
+
+/// Returns the allocated parts of a range, whole units.
+pub(super) fn extents(
+    shared: &Shared,
+    replica: &Replica,
+    grant: &Grant,
+    request: &pb::Extents,
+    deadline: Instant,
+) -> Result<pb::ExtentMap, FsError> {
+    let (first, end) = unit_range(request.offset, request.length, grant.chunk_size_log2)?;
+    loop {
+        let active = ensure_active(shared, replica, grant, deadline)?;
+        let mut state = replica.lock();
+        let ticket = match replica.enter(&mut state, &active, (first, end), Access::Read, deadline) {
+            Ok(ticket) => ticket,
+            Err(_) if !state.is_active(active.activation) => continue,
+            Err(error) => return Err(error),
+        };
+        drop(state);
+        let held = Held { replica, ticket, forget: None };
+        let extents = replica.open.file.extents(first, end - first).map_err(store_failure)?;
+        let is_active = replica.lock().is_active(active.activation);
+        drop(held);
+        shared.check_lease()?;
+        if is_active {
+            let extent =
+                |(first, end): (u32, u32)| pb::Extent { offset: first * UNIT_SIZE, length: (end - first) * UNIT_SIZE };
+            return Ok(pb::ExtentMap { extents: extents.into_iter().map(extent).collect() });
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The state in memory of one replica that is open, and its changes of role.
+//!
+//! ```text
+//!            ensure_active            reconciled
+//!   Idle ─────────────────▶ Activating ─────────▶ Primary
+//!    ▲  ▲                       │ failed             │ a member was lost
+//!    │  └───────────────────────┴────────────────────┘
+//!    └──▶ Secondary: from anywhere, when the primary of this or a newer version says Activate
+//! ```
+//!
+//! # Invariants
+//!
+//! - What changes the file under a role checks the role and counts itself in `applying` in one critical section, and a
+//!   change of role waits until `applying` is 0 before the unit table is read. So no write of an old role reaches the
+//!   file after the table was compared.
+//! - The version in the header only grows, and is on disk before anything is done or answered under it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use dfs_proto::{FsError, Version};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::shared::store_failure;
+use crate::core::admission::{Grant, Member};
+use crate::core::dedupe::{DedupeWindow, RequestKey};
+use crate::core::follow::Follow;
+use crate::core::write_order::{Access, Ticket, WriteOrder};
+use crate::store::StoreError;
+use crate::store::header::Header;
+use crate::store::replica_store::OpenReplica;
+
+/// One open replica.
+pub(super) struct Replica {
+    pub open: OpenReplica,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// What changes about it.
+pub(super) struct State {
+    pub header: Header,
+    /// Deleted on order.
+    pub is_gone: bool,
+    /// The grant that was checked last, and what it says.
+    pub verified: Option<(Bytes, Arc<Grant>)>,
+    pub role: Role,
+    pub order: WriteOrder,
+    pub window: DedupeWindow,
+    /// The highest seq that all members have.
+    pub committed: u64,
+    /// Changes of the file that are under way.
+    pub applying: u32,
+    waiters: u32,
+}
+
+/// What this replica is at the moment.
+#[derive(Clone, Debug)]
+pub(super) enum Role {
+    Idle,
+    Activating(u64),
+    Primary(Active),
+    Secondary(Follow),
+}
+
+/// The right to serve as primary, from one activation to the next.
+#[derive(Clone, Debug)]
+pub(super) struct Active {
+    pub version: Version,
+    pub activation: u64,
+    /// The members were equal up to this seq when it began.
+    pub base: u64,
+    pub others: Arc<[Member]>,
+}
+
+impl State {
+    /// Returns whether `activation` is still in force here.
+    pub fn is_active(&self, activation: u64) -> bool {
+        matches!(&self.role, Role::Primary(active) if active.activation == activation)
+    }
+
+    /// Ends `activation`, if it is in force: the next request compares the members again.
+    pub fn deactivate(&mut self, activation: u64) {
+        if self.is_active(activation) {
+            self.role = Role::Idle;
+        }
+    }
+}
+
+impl Replica {
+    pub fn new(open: OpenReplica) -> Self {
+        let state = State {
+            header: open.header,
+            is_gone: false,
+            verified: None,
+            role: Role::Idle,
+            order: WriteOrder::default(),
+            window: DedupeWindow::default(),
+            committed: 0,
+            applying: 0,
+            waiters: 0,
+        };
+        Self { open, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Waits until something changes.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::TimedOut`] past the deadline.
+    pub fn wait(&self, state: &mut MutexGuard<'_, State>, deadline: Instant) -> Result<(), FsError> {
+        if Instant::now() >= deadline {
+            return Err(FsError::TimedOut("waiting for earlier requests to the same chunk"));
+        }
+        state.waiters += 1;
+        self.changed.wait_until(state, deadline);
+        state.waiters -= 1;
+        Ok(())
+    }
+
+    /// Wakes whoever waits for a change.
+    pub fn notify(&self, state: &State) {
+        if state.waiters > 0 {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Raises the version to `version`, on disk too.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Stale`] if it is higher already.
+    pub fn raise_version(&self, state: &mut State, version: Version) -> Result<(), FsError> {
+        if version < state.header.version {
+            return Err(FsError::Stale("this replica has a newer version"));
+        }
+        if version > state.header.version {
+            let header = Header { version, ..state.header };
+            self.write_header(state, header)?;
+            // Rare, and it fences the old primary: worth a sync under the lock.
+            self.open.sync().map_err(store_failure)?;
+        }
+        Ok(())
+    }
+
+    /// Notes that the replica has what the other members have.
+    pub fn mark_complete(&self, state: &mut State) -> Result<(), FsError> {
+        if state.header.incomplete {
+            let header = Header { incomplete: false, ..state.header };
+            self.write_header(state, header)?;
+        }
+        Ok(())
+    }
+
+    fn write_header(&self, state: &mut State, header: Header) -> Result<(), FsError> {
+        self.open.disk.judge(self.open.file.set_header(&header)).map_err(store_failure)?;
+        state.header = header;
+        Ok(())
+    }
+
+    /// Waits until no change of the file is under way.
+    pub fn drain(&self, state: &mut MutexGuard<'_, State>, deadline: Instant) -> Result<(), FsError> {
+        while state.applying > 0 {
+            self.wait(state, deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a ticket as primary under `active` and waits until it may go on.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::TryAgain`] if the activation ended: activate and come again. [`FsError::TimedOut`].
+    pub fn enter<'a>(
+        &'a self,
+        state: &mut MutexGuard<'a, State>,
+        active: &Active,
+        units: (u32, u32),
+        access: Access,
+        deadline: Instant,
+    ) -> Result<Ticket, FsError> {
+        let ticket = state.order.enter(units.0, units.1, access)?;
+        let outcome = loop {
+            if !state.is_active(active.activation) {
+                break Err(FsError::TryAgain("the activation ended"));
+            }
+            if state.order.may_start(ticket) {
+                return Ok(ticket);
+            }
+            if let Err(error) = self.wait(state, deadline) {
+                break Err(error);
+            }
+        };
+        state.order.leave(ticket);
+        self.notify(state);
+        outcome
+    }
+
+    /// Changes the file as primary under `active`.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::TryAgain`] if the activation has ended, then nothing was changed; what the store says.
+    pub fn apply(&self, active: &Active, change: impl FnOnce() -> Result<(), StoreError>) -> Result<(), FsError> {
+        {
+            let mut state = self.lock();
+            if !state.is_active(active.activation) {
+                return Err(FsError::TryAgain("the activation ended"));
+            }
+            state.applying += 1;
+        }
+        let result = self.open.disk.judge(self.open.disk.check().and_then(|()| change()));
+        let mut state = self.lock();
+        state.applying -= 1;
+        self.notify(&state);
+        result.map_err(store_failure)
+    }
+}
+
+/// A ticket that is given back when it goes out of scope.
+pub(super) struct Held<'a> {
+    pub replica: &'a Replica,
+    pub ticket: Ticket,
+    /// The write that is forgotten with it, because it was applied nowhere.
+    pub forget: Option<RequestKey>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut state = self.replica.lock();
+        state.order.leave(self.ticket);
+        if let Some(key) = self.forget {
+            state.window.forget(key);
+        }
+        self.replica.notify(&state);
+    }
+}
