@@ -1,4 +1,5 @@
-//! Measures the executor without a network: requests a second, and how long a restart takes.
+//! Measures the executor without a network: requests a second, and how long a restart takes. Then a whole master over
+//! loopback, as mounts use it.
 //!
 //! `cargo run --release -p dfs-master --example executor_bench -- [INODES] [THREADS]`
 
@@ -13,7 +14,7 @@ use dfs_master::core::request::{Call, CommitWrite, Make, Request, SessionOpen};
 use dfs_master::service::executor::Executor;
 use dfs_master::service::metrics::MasterMetrics;
 use dfs_master::store::{self, MetaStore};
-use dfs_master::{EngineKind, MasterConfig};
+use dfs_master::{EngineKind, Master, MasterConfig};
 use dfs_proto::env::SystemClock;
 use dfs_proto::{InodeId, Kind, Name, SessionId};
 use parking_lot::RwLock;
@@ -61,6 +62,62 @@ fn main() {
             });
             report("lookup after the restart", inodes, took);
         }
+    }
+    for threads in [1, threads] {
+        over_loopback(inodes.min(40_000), threads);
+    }
+}
+
+/// Creates and lookups over `threads` connections to a whole master.
+fn over_loopback(files: u64, threads: u64) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config =
+        MasterConfig { data: directory.path().to_owned(), listen: "127.0.0.1:0".into(), ..MasterConfig::default() };
+    let master = Master::start(config).expect("starts");
+    let address = master.addresses().hot.to_string();
+    for (what, is_create) in [("create", true), ("lookup", false)] {
+        let (_, took) = timed(|| {
+            std::thread::scope(|scope| {
+                for thread in 0..threads {
+                    let address = &address;
+                    scope.spawn(move || ask_over_loopback(address, thread, files / threads, is_create));
+                }
+            });
+        });
+        report(&format!("{what} over {threads} connections"), files / threads * threads, took);
+    }
+    master.stop();
+}
+
+fn ask_over_loopback(address: &str, thread: u64, files: u64, is_create: bool) {
+    use dfs_proto::wire::pb::{self, meta_request::Body};
+    use dfs_proto::wire::{FrameKind, Identity, connect, offer_hello};
+    let mut connection = connect(address, Duration::from_secs(5)).expect("connects");
+    let own = Identity {
+        cluster: None,
+        role: pb::Role::Mount,
+        node: dfs_proto::NodeId(0),
+        boot: dfs_proto::BootSession(1),
+        session: SessionId(0),
+    };
+    offer_hello(&mut connection, &own, pb::Role::Master, Instant::now() + Duration::from_secs(5)).expect("welcome");
+    let client_id = dfs_proto::env::random_bytes::<16>().to_vec().into();
+    let mut bodies = vec![Body::SessionOpen(pb::SessionOpen { client_id, ..Default::default() })];
+    bodies.extend((0..files).map(|at| {
+        let name = format!("{thread}-{at}").into();
+        match is_create {
+            true => Body::Make(pb::Make { parent: 1, name, kind: Kind::File as u32, ..Default::default() }),
+            false => Body::Lookup(pb::Lookup { parent: 1, name }),
+        }
+    }));
+    for (number, body) in (1..).zip(bodies) {
+        let acked_below = u64::saturating_sub(number, 200);
+        let number = if is_create { number } else { 0 };
+        let request = pb::MetaRequest { number, acked_below, body: Some(body), ..Default::default() };
+        let deadline = Some(Instant::now() + Duration::from_secs(60));
+        let (reply, _): (pb::MetaReply, _) =
+            connection.call(FrameKind::MetaRequest, FrameKind::MetaReply, &request, &[], deadline).expect("answered");
+        assert!(reply.failure.is_none(), "{reply:?}");
     }
 }
 
