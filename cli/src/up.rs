@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use nix::sys::signal::Signal;
 
+use dfs_proto::wire::pb::StatusReply;
+
 use crate::admin::Admin;
 use crate::exit::{refused, unreachable, usage};
 use crate::settings::Settings;
@@ -206,7 +208,7 @@ fn take_mount_point(plan: &Plan, nonempty: bool) -> anyhow::Result<()> {
         )));
     }
     let is_dead = |path: &Path| {
-        std::fs::symlink_metadata(path).is_err_and(|error| error.raw_os_error() == Some(nix::libc::ENOTCONN))
+        std::fs::symlink_metadata(path).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
     };
     if mount_point::mounted_type(directory).as_deref() == Some(mount_point::FS_TYPE) && is_dead(directory) {
         mount_point::detach(directory);
@@ -249,7 +251,7 @@ impl Cluster {
             process.start(&self.ended_sender)?;
         }
         let all = usize::from(CHUNK_SERVERS);
-        let have_leases = |status: &dfs_proto::wire::pb::StatusReply| {
+        let have_leases = |status: &StatusReply| {
             status.nodes.iter().filter(|node| node.lease_valid).count() >= all
         };
         if !self.wait_until("the chunk servers to register", || admin.status().is_ok_and(|status| have_leases(&status)))? {
