@@ -12,7 +12,11 @@ use parking_lot::MutexGuard;
 
 use super::state::{FileState, Layout, State};
 use crate::cache::Ticket;
+use crate::fs::Attr;
 use crate::remote::CommitWrite;
+
+/// Commits refused in a row while other mounts drop what they name; then something else is wrong.
+const STALE_COMMITS_MAX: u32 = 100;
 
 /// What came of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +125,7 @@ impl FileState {
         drop(state);
         let answer = self.shared.backend.commit_write(commit);
         let mut state = self.state.lock();
+        sent.put_back_if_failed(&mut state, &answer);
         self.change_done(&mut state, before, answer.as_ref().ok());
         match answer {
             Ok(_) => {
@@ -128,7 +133,6 @@ impl FileState {
                 Ok(Committed::Done)
             }
             Err(error) => {
-                state.acked.extend(&sent.written);
                 drop(state);
                 if matches!(error, FsError::Stale(_)) && self.drop_what_is_gone(&sent.written)? {
                     return Ok(Committed::PushFirst);
@@ -139,41 +143,32 @@ impl FileState {
         }
     }
 
-    /// Another mount cut off or punched chunks that were written here. Returns whether that was it: the rest can be
-    /// committed.
+    /// Another mount cut off or punched chunks that were written here, or emptied the file; perhaps it wrote there
+    /// since, so that they exist again. Returns whether to commit the rest, or `false` if that was tried too often.
     fn drop_what_is_gone(&self, written: &[ChunkIndex]) -> Result<bool, FsError> {
-        let backend = &self.shared.backend;
-        let attr = backend.get_attr(self.inode).inspect_err(|error| self.commit_failed(error))?;
-        let mut gone: Vec<ChunkIndex> = Vec::new();
-        if attr.is_inline {
-            gone.extend(written);
-        } else {
-            for &index in written {
-                let chunks = backend.get_chunks(self.inode, index, 1).inspect_err(|error| self.commit_failed(error))?;
-                if chunks.locations.iter().all(|location| location.index != index || location.is_hole()) {
-                    gone.push(index);
-                }
-            }
-        }
+        let attr = self.shared.backend.get_attr(self.inode).inspect_err(|error| self.commit_failed(error))?;
+        let gone = self.find_gone(written).inspect_err(|error| self.commit_failed(error))?;
         let mut state = self.state.lock();
         self.note_attr_locked(&mut state, &attr);
-        if attr.is_inline {
-            // Truncated to nothing.
-            state.acked.clear();
-            state.acked_end = 0;
-            state.mtime = state.mtime.filter(|_| !state.dirty.is_empty());
-            if state.layout.is_chunked() {
-                self.content_changed(&mut state);
-            }
-            return Ok(true);
-        }
-        for index in &gone {
-            state.acked.remove(index);
-            state.unsynced.remove(index);
-        }
-        state.forget_locations(ChunkIndex(0));
+        state.drop_gone(&gone);
         state.acked_since = Some(self.shared.clock.mono());
-        Ok(!gone.is_empty())
+        if state.attr.is_inline && state.layout.is_chunked() {
+            self.content_changed(&mut state);
+        }
+        state.stale_commits += 1;
+        Ok(state.stale_commits <= STALE_COMMITS_MAX)
+    }
+
+    /// Returns which of the chunks do not exist any more.
+    fn find_gone(&self, written: &[ChunkIndex]) -> Result<Vec<ChunkIndex>, FsError> {
+        let mut gone = Vec::new();
+        for &index in written {
+            let chunks = self.shared.backend.get_chunks(self.inode, index, 1)?;
+            if chunks.locations.iter().all(|location| location.index != index || location.is_hole()) {
+                gone.push(index);
+            }
+        }
+        Ok(gone)
     }
 
     /// Makes the chunks the content of a file that was inline.
@@ -185,15 +180,17 @@ impl FileState {
         drop(state);
         let answer = self.shared.backend.commit_write(commit);
         let mut state = self.state.lock();
+        if answer.is_ok() {
+            state.layout = Layout::Chunked;
+        }
+        sent.put_back_if_failed(&mut state, &answer);
         self.change_done(&mut state, before, answer.as_ref().ok());
         match answer {
             Ok(_) => {
-                state.layout = Layout::Chunked;
                 sent.confirm(&mut state);
                 Ok(Committed::Done)
             }
             Err(FsError::Stale(_)) => {
-                state.acked.extend(&sent.written);
                 drop(state);
                 self.merge_leaving().inspect_err(|error| self.commit_failed(error))?;
                 Ok(Committed::PushFirst)
@@ -211,13 +208,20 @@ impl FileState {
     /// Somebody else changed the inline content while it was copied: what was not written here has to follow.
     fn merge_leaving(&self) -> Result<(), FsError> {
         let data = self.shared.backend.get_inline(self.inode)?;
+        let written: Vec<ChunkIndex> = self.state.lock().acked.iter().copied().collect();
+        let gone = self.find_gone(&written)?;
         let mut state = self.state.lock();
+        state.drop_gone(&gone);
         let Layout::Leaving { own, pushed, .. } = &state.layout else { return Ok(()) };
         let (own, pushed) = (own.clone(), pushed.clone());
         state.attr = data.attr;
         if !data.attr.is_inline {
             // The other one copied it into the same chunks.
             state.layout = Layout::Chunked;
+            return Ok(());
+        }
+        if state.dirty.is_empty() && state.acked.is_empty() {
+            self.become_inline(&mut state);
             return Ok(());
         }
         let now = self.shared.clock.mono();
@@ -274,6 +278,7 @@ impl FileState {
             let content = inline_content(&state, base);
             let commit = CommitWrite {
                 content: Some(content.clone()),
+                written: Vec::new(),
                 if_data_version: version,
                 end: content.len() as u64,
                 ..self.take_commit(&mut state)
@@ -368,7 +373,14 @@ impl Sent {
         }
     }
 
+    fn put_back_if_failed(&self, state: &mut State, answer: &Result<Attr, FsError>) {
+        if answer.is_err() {
+            state.acked.extend(&self.written);
+        }
+    }
+
     fn confirm(&self, state: &mut State) {
+        state.stale_commits = 0;
         if self.all_pushed && state.writes == self.writes {
             state.mtime = None;
             if self.kill_suid_sgid {

@@ -121,6 +121,8 @@ pub(super) struct State {
     pub(super) acked_since: Option<MonoMs>,
     /// A large file got its first bytes in a further chunk: to be committed soon.
     pub(super) commit_wanted: bool,
+    /// Commits that were refused since the last one that was not.
+    pub(super) stale_commits: u32,
     /// When the newest write was made that is not committed.
     pub(super) mtime: Option<UnixNanos>,
     /// A write that is not committed drops the set-id bits.
@@ -160,6 +162,7 @@ impl FileState {
             acked: BTreeSet::new(),
             acked_since: None,
             commit_wanted: false,
+            stale_commits: 0,
             mtime: None,
             kill_suid_sgid: false,
             writes: 0,
@@ -266,18 +269,28 @@ impl FileState {
             Layout::Leaving { .. } => {}
             Layout::Inline { .. } => state.layout = Layout::Chunked,
             Layout::Chunked if !attr.is_inline => {}
-            Layout::Chunked if state.dirty.is_empty() => {
-                state.layout = Layout::Inline { base: None, version: attr.data_version };
-            }
+            Layout::Chunked if state.dirty.is_empty() && state.acked.is_empty() => self.become_inline(state),
             // Truncated to nothing by another mount while writes are buffered here: they go into chunks all the same.
-            // Version 0 never matches, so that the commit looks at what is inline by then and merges.
+            // Version 0 never matches, so that the commit looks at what is there by then and merges.
             Layout::Chunked => {
-                let own = state.own_ranges();
+                let (own, pushed) = (state.own_ranges(), state.acked.clone());
                 let mark = state.dirty.mark();
-                state.layout = Layout::Leaving { version: 0, mark, own, pushed: BTreeSet::new() };
+                state.layout = Layout::Leaving { version: 0, mark, own, pushed };
             }
         }
         state.forget_acked_if_covered();
+    }
+
+    /// Takes the file for inline, as the master says, with nothing of it known here.
+    pub(super) fn become_inline(&self, state: &mut State) {
+        state.acked.clear();
+        state.acked_end = 0;
+        state.acked_since = None;
+        if state.dirty.is_empty() {
+            state.mtime = None;
+            state.kill_suid_sgid = false;
+        }
+        state.layout = Layout::Inline { base: None, version: state.attr.data_version };
     }
 
     /// Begins a change at the master; returns the data version before it. Ends with [`Self::change_done`].
@@ -451,6 +464,23 @@ impl State {
         if self.acked_end <= self.attr.size {
             self.acked_end = 0;
         }
+    }
+
+    /// Forgets what was pushed into chunks that other mounts dropped since.
+    pub(super) fn drop_gone(&mut self, gone: &[ChunkIndex]) {
+        if gone.is_empty() {
+            return;
+        }
+        for index in gone {
+            self.acked.remove(index);
+            self.unsynced.remove(index);
+            if let Layout::Leaving { pushed, .. } = &mut self.layout {
+                pushed.remove(index);
+            }
+        }
+        let reach = self.acked.last().map_or(0, |last| (u64::from(last.0) + 1) * self.attr.chunk_size());
+        self.acked_end = self.acked_end.min(reach);
+        self.forget_locations(ChunkIndex(0));
     }
 
     pub(super) fn location(&self, index: ChunkIndex) -> Option<Arc<Location>> {
