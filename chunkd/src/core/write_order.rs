@@ -111,14 +111,9 @@ impl WriteOrder {
         self.queue.retain(|waiting| waiting.ticket != ticket);
     }
 
-    /// Returns whether nothing has a ticket.
-    pub fn is_idle(&self) -> bool {
-        self.queue.is_empty()
-    }
-
-    /// Returns whether no write has been sent out that still has its ticket.
-    pub fn has_nothing_sent(&self) -> bool {
-        self.queue.iter().all(|waiting| waiting.seq.is_none())
+    /// Returns whether no read has a ticket.
+    pub fn has_no_reads(&self) -> bool {
+        self.queue.iter().all(|waiting| waiting.access != Access::Read)
     }
 
     /// Returns the highest seq that was given or seen.

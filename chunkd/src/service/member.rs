@@ -45,7 +45,7 @@ pub(super) fn activate(
         return Err(FsError::Stale("the chunk has another size"));
     }
     replica.raise_version(&mut state, version)?;
-    state.role = Role::Secondary(Follow::new(peer.node, version, activate.activation));
+    state.follow(Follow::new(peer.node, version, activate.activation));
     replica.notify(&state);
     replica.drain(&mut state, deadline)?;
     let present = was_there && !state.header.incomplete;

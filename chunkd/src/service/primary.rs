@@ -107,6 +107,27 @@ pub(super) fn ensure_active(
     }
 }
 
+/// Returns the right to read units `[first, end)`: the one of the last activation, even if a member was lost since.
+pub(super) fn ensure_readable(
+    shared: &Shared,
+    replica: &Replica,
+    grant: &Grant,
+    (first, end): (u32, u32),
+    deadline: Instant,
+) -> Result<Active, FsError> {
+    {
+        let state = replica.lock();
+        if let Some(active) = &state.reading
+            && active.version == grant.version
+            && state.is_resolved(first, end)
+            && !state.is_gone
+        {
+            return Ok(active.clone());
+        }
+    }
+    ensure_active(shared, replica, grant, deadline)
+}
+
 enum Begun {
     Is(Active),
     Now(u64),
@@ -159,7 +180,7 @@ fn finish(
     state.committed = state.committed.max(base);
     let me = shared.membership()?.node;
     let active = Active { version: grant.version, activation: number, base, others: grant.others(me).into() };
-    state.role = Role::Primary(active.clone());
+    state.serve_as(active.clone());
     shared.metrics.activations.inc();
     Ok(active)
 }
@@ -185,12 +206,16 @@ fn activate(shared: &Shared, replica: &Replica, grant: &Grant, number: u64, dead
     // Every answer is read, even after a failure, so that its connection can be used again.
     let answers: Vec<_> = calls.into_iter().map(|call| shared.peers.receive(call, attempt)).collect();
     let mut seq = 0;
-    for answer in answers {
+    let mut refilled = Vec::new();
+    for (answer, member) in answers.into_iter().zip(&others) {
         let (reply, _) = answer?;
         let Some(data_reply::Body::UnitTable(table)) = reply.body else {
             return Err(FsError::Protocol("the answer to activate has no unit table".into()));
         };
         has_content |= table.present;
+        if !table.present && !grant.may_create {
+            refilled.push(member.clone());
+        }
         seq = seq.max(table.seq);
         tables.push(translate::table_from_runs(&table.runs, replica.open.file.units())?);
     }
@@ -200,6 +225,9 @@ fn activate(shared: &Shared, replica: &Replica, grant: &Grant, number: u64, dead
     }
     let plan = reconcile::plan(&tables);
     let round = Round { shared, replica, grant, others: &others, number, deadline };
+    if !plan.pulls.is_empty() || !plan.doubts.is_empty() {
+        round.end_reads()?;
+    }
     for (unit, holders) in &plan.doubts {
         round.settle_doubt(*unit, holders)?;
     }
@@ -208,6 +236,17 @@ fn activate(shared: &Shared, replica: &Replica, grant: &Grant, number: u64, dead
     }
     for push in &plan.pushes {
         round.push(push.member, push.first, push.count)?;
+    }
+    // A replica that was made in place of a lost one is whole now, and may say so.
+    let barrier = pb::PeerBarrier { seq: 0, activation: number };
+    let request = pb::DataRequest {
+        chunk: grant.chunk.0,
+        version: grant.version.0,
+        grant: Bytes::new(),
+        body: Some(data_request::Body::PeerBarrier(barrier)),
+    };
+    for member in &refilled {
+        shared.peers.call(&own, member, &request, &[], deadline)?;
     }
     if !plan.pulls.is_empty() || !plan.pushes.is_empty() || !plan.doubts.is_empty() {
         let (pulls, pushes, doubts) = (plan.pulls.len(), plan.pushes.len(), plan.doubts.len());
@@ -227,6 +266,17 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
+    /// Waits until nobody reads: units of this replica are about to change.
+    fn end_reads(&self) -> Result<(), FsError> {
+        let mut state = self.replica.lock();
+        state.reading = None;
+        self.replica.notify(&state);
+        while !state.order.has_no_reads() {
+            self.replica.wait(&mut state, self.deadline)?;
+        }
+        Ok(())
+    }
+
     fn change(&self, first: u32, states: &[UnitState], payload: &[u8]) -> Result<(), FsError> {
         {
             let mut state = self.replica.lock();

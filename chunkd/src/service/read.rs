@@ -11,7 +11,7 @@ use dfs_proto::limits::{DATA_BYTES_MAX, UNIT_SIZE};
 use dfs_proto::unit::pieces;
 use dfs_proto::wire::pb;
 
-use super::primary::{ensure_active, fetch_units};
+use super::primary::{ensure_readable, fetch_units};
 use super::replica::{Active, Held, Replica};
 use super::shared::{Shared, store_failure};
 use crate::core::admission::{Grant, unit_range};
@@ -34,7 +34,7 @@ pub(super) fn read(
     }
     let (first, end) = unit_range(request.offset, request.length, grant.chunk_size_log2)?;
     loop {
-        let active = ensure_active(shared, replica, grant, deadline)?;
+        let active = ensure_readable(shared, replica, grant, (first, end), deadline)?;
         match attempt(shared, replica, &active, (first, end), buffer, deadline)? {
             None if Instant::now() < deadline => {}
             None => return Err(FsError::TimedOut("the read")),
@@ -55,7 +55,7 @@ fn attempt(
     let mut state = replica.lock();
     let ticket = match replica.enter(&mut state, active, (first, end), Access::Read, deadline) {
         Ok(ticket) => ticket,
-        Err(_) if !state.is_active(active.activation) => return Ok(None),
+        Err(_) if !state.may_read(active.activation) => return Ok(None),
         Err(error) => return Err(error),
     };
     drop(state);
@@ -76,10 +76,13 @@ fn attempt(
             }
         });
     }
-    let is_active = replica.lock().is_active(active.activation);
+    let is_current = {
+        let state = replica.lock();
+        state.may_read(active.activation) && state.is_resolved(first, end)
+    };
     drop(held);
     shared.check_lease()?;
-    Ok(is_active.then_some(states))
+    Ok(is_current.then_some(states))
 }
 
 fn answer(
@@ -166,20 +169,23 @@ pub(super) fn extents(
 ) -> Result<pb::ExtentMap, FsError> {
     let (first, end) = unit_range(request.offset, request.length, grant.chunk_size_log2)?;
     loop {
-        let active = ensure_active(shared, replica, grant, deadline)?;
+        let active = ensure_readable(shared, replica, grant, (first, end), deadline)?;
         let mut state = replica.lock();
         let ticket = match replica.enter(&mut state, &active, (first, end), Access::Read, deadline) {
             Ok(ticket) => ticket,
-            Err(_) if !state.is_active(active.activation) => continue,
+            Err(_) if !state.may_read(active.activation) => continue,
             Err(error) => return Err(error),
         };
         drop(state);
         let held = Held { replica, ticket, forget: None };
         let extents = replica.open.file.extents(first, end - first).map_err(store_failure)?;
-        let is_active = replica.lock().is_active(active.activation);
+        let is_current = {
+            let state = replica.lock();
+            state.may_read(active.activation) && state.is_resolved(first, end)
+        };
         drop(held);
         shared.check_lease()?;
-        if is_active {
+        if is_current {
             let extent =
                 |(first, end): (u32, u32)| pb::Extent { offset: first * UNIT_SIZE, length: (end - first) * UNIT_SIZE };
             return Ok(pb::ExtentMap { extents: extents.into_iter().map(extent).collect() });

@@ -13,6 +13,9 @@
 //! - What changes the file under a role checks the role and counts itself in `applying` in one critical section, and a
 //!   change of role waits until `applying` is 0 before the unit table is read. So no write of an old role reaches the
 //!   file after the table was compared.
+//! - Reads go on when a member is lost, under the last activation (`reading`), except of units whose last write is not
+//!   resolved: that write may yet be lost with this server, and must not have been seen. Before units are pulled into
+//!   this replica, reads end.
 //! - The version in the header only grows, and is on disk before anything is done or answered under it.
 
 use std::sync::Arc;
@@ -31,6 +34,9 @@ use crate::store::StoreError;
 use crate::store::header::Header;
 use crate::store::replica_store::OpenReplica;
 
+/// Unresolved writes that are kept apart; with more, reads end too.
+const UNRESOLVED_MAX: usize = 256;
+
 /// One open replica.
 pub(super) struct Replica {
     pub open: OpenReplica,
@@ -46,6 +52,10 @@ pub(super) struct State {
     /// The grant that was checked last, and what it says.
     pub verified: Option<(Bytes, Arc<Grant>)>,
     pub role: Role,
+    /// The activation under which reads may be served.
+    pub reading: Option<Active>,
+    /// Units `[first, end)` of writes that were applied here and perhaps not by all.
+    unresolved: Vec<(u32, u32)>,
     pub order: WriteOrder,
     pub window: DedupeWindow,
     /// The highest seq that all members have.
@@ -80,7 +90,41 @@ impl State {
         matches!(&self.role, Role::Primary(active) if active.activation == activation)
     }
 
-    /// Ends `activation`, if it is in force: the next request compares the members again.
+    /// Returns whether reads may be served under `activation`.
+    pub fn may_read(&self, activation: u64) -> bool {
+        self.reading.as_ref().is_some_and(|active| active.activation == activation)
+    }
+
+    /// Returns whether all members are known to agree on the units `[first, end)`.
+    pub fn is_resolved(&self, first: u32, end: u32) -> bool {
+        !self.unresolved.iter().any(|range| range.0 < end && first < range.1)
+    }
+
+    /// Notes that the members may differ in the units `[first, end)` from now on, and ends `activation`.
+    pub fn leave_unresolved(&mut self, activation: u64, first: u32, end: u32) {
+        if self.may_read(activation) {
+            self.unresolved.push((first, end));
+            if self.unresolved.len() > UNRESOLVED_MAX {
+                self.reading = None;
+            }
+        }
+        self.deactivate(activation);
+    }
+
+    /// Begins to serve as `active`: all members are equal.
+    pub fn serve_as(&mut self, active: Active) {
+        self.unresolved.clear();
+        self.reading = Some(active.clone());
+        self.role = Role::Primary(active);
+    }
+
+    /// Follows another server.
+    pub fn follow(&mut self, follow: Follow) {
+        self.reading = None;
+        self.role = Role::Secondary(follow);
+    }
+
+    /// Ends `activation`, if it is in force: the next write compares the members again.
     pub fn deactivate(&mut self, activation: u64) {
         if self.is_active(activation) {
             self.role = Role::Idle;
@@ -95,6 +139,8 @@ impl Replica {
             is_gone: false,
             verified: None,
             role: Role::Idle,
+            reading: None,
+            unresolved: Vec::new(),
             order: WriteOrder::default(),
             window: DedupeWindow::default(),
             committed: 0,
@@ -142,6 +188,7 @@ impl Replica {
         if version > state.header.version {
             let header = Header { version, ..state.header };
             self.write_header(state, header)?;
+            state.reading = None;
             // Rare, and it fences the old primary: worth a sync under the lock.
             self.open.sync().map_err(store_failure)?;
         }
@@ -186,7 +233,11 @@ impl Replica {
     ) -> Result<Ticket, FsError> {
         let ticket = state.order.enter(units.0, units.1, access)?;
         let outcome = loop {
-            if !state.is_active(active.activation) {
+            let is_open = match access {
+                Access::Read => state.may_read(active.activation),
+                Access::Write(_) => state.is_active(active.activation),
+            };
+            if !is_open {
                 break Err(FsError::TryAgain("the activation ended"));
             }
             if state.order.may_start(ticket) {
@@ -201,7 +252,7 @@ impl Replica {
         outcome
     }
 
-    /// Changes the file as primary under `active`.
+    /// Repairs the file as primary under `active`.
     ///
     /// # Errors
     ///
@@ -209,7 +260,7 @@ impl Replica {
     pub fn apply(&self, active: &Active, change: impl FnOnce() -> Result<(), StoreError>) -> Result<(), FsError> {
         {
             let mut state = self.lock();
-            if !state.is_active(active.activation) {
+            if !state.may_read(active.activation) {
                 return Err(FsError::TryAgain("the activation ended"));
             }
             state.applying += 1;

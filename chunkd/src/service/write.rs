@@ -195,7 +195,7 @@ fn attempt(shared: &Shared, replica: &Replica, active: &Active, job: &Job, deadl
     state.applying -= 1;
     if let Err(error) = applied {
         // The members may have it: compare before anything else happens.
-        state.deactivate(active.activation);
+        state.leave_unresolved(active.activation, job.first, job.end);
         replica.notify(&state);
         drop(state);
         return Err(Attempt::Failed(error));
@@ -222,7 +222,7 @@ fn attempt(shared: &Shared, replica: &Replica, active: &Active, job: &Job, deadl
     }
     let mut state = replica.lock();
     if let Some(error) = failure {
-        state.deactivate(active.activation);
+        state.leave_unresolved(active.activation, job.first, job.end);
         replica.notify(&state);
         drop(state);
         return Err(if error == FsError::NoSpace { Attempt::Failed(error) } else { Attempt::Lost(error) });

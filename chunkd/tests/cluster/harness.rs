@@ -1,0 +1,244 @@
+//! A cluster of three chunk servers, and a client that talks to the primary of a chunk.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use dfs_chunkd::{ChunkServer, ChunkdConfig};
+use dfs_proto::unit::checksums;
+use dfs_proto::wire::pb::{data_reply, data_request};
+use dfs_proto::wire::{Connection, FrameKind, Identity, connect, offer_hello, pb};
+use dfs_proto::{BootSession, FsError, NodeId, SessionId};
+
+use crate::master::{CLUSTER, Master};
+
+pub const UNIT: u32 = 4096;
+pub const CHUNK_SIZE_LOG2: u32 = 20;
+
+pub struct Cluster {
+    pub master: Master,
+    pub servers: Vec<Option<ChunkServer>>,
+    root: tempfile::TempDir,
+}
+
+impl Cluster {
+    pub fn start() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let master = Master::start();
+        let mut cluster = Self { master, servers: (0..3).map(|_| None).collect(), root };
+        for at in 0..3 {
+            cluster.start_server(at);
+            // One after the other, so that server `at` is node `at + 1`.
+            cluster.wait_registered(at);
+        }
+        cluster
+    }
+
+    pub fn data(&self, at: usize) -> PathBuf {
+        self.root.path().join(format!("node{}", at + 1))
+    }
+
+    fn start_server(&mut self, at: usize) {
+        let mut config = ChunkdConfig::new(vec![self.data(at)], self.master.hot_address.clone());
+        config.listen = "127.0.0.1:0".into();
+        config.reserve_bytes = 0;
+        config.op_timeout_ms = 3_000;
+        self.servers[at] = Some(ChunkServer::start(config).unwrap());
+    }
+
+    fn wait_registered(&self, at: usize) {
+        let server = self.servers[at].as_ref().unwrap();
+        let address = server.addresses().data.to_string();
+        wait_until("registration", || {
+            server.node() == NodeId(at as u32 + 1)
+                && self.master.state.lock().unwrap().nodes[&(at as u32 + 1)].address == address
+        });
+        let health = server.addresses().http.to_string();
+        wait_until("a lease", || http_get(&health, "/healthz").contains("200 OK"));
+    }
+
+    pub fn stop(&mut self, at: usize) {
+        self.servers[at].take().unwrap().stop();
+    }
+
+    /// Stops a server and makes its directory look as after kill -9.
+    pub fn kill(&mut self, at: usize) {
+        self.stop(at);
+        std::fs::remove_file(self.data(at).join("CLEAN")).unwrap();
+    }
+
+    pub fn restart(&mut self, at: usize) {
+        self.start_server(at);
+        self.wait_registered(at);
+    }
+
+    pub fn replica_path(&self, at: usize, chunk: u64) -> PathBuf {
+        self.data(at).join(format!("replicas/{:02x}/{chunk:016x}", chunk & 0xff))
+    }
+
+    pub fn metrics(&self, at: usize) -> String {
+        http_get(&self.servers[at].as_ref().unwrap().addresses().http.to_string(), "/metrics")
+    }
+
+    pub fn chunk(&self, chunk: u64) -> Chunk<'_> {
+        Chunk { cluster: self, chunk, version: 1, primary: 0, may_create: true, client: 77 }
+    }
+}
+
+/// How a client sees one chunk.
+#[derive(Clone, Copy)]
+pub struct Chunk<'a> {
+    pub cluster: &'a Cluster,
+    pub chunk: u64,
+    pub version: u64,
+    /// Index of the primary's server.
+    pub primary: usize,
+    pub may_create: bool,
+    pub client: u64,
+}
+
+impl Chunk<'_> {
+    pub fn grant(&self) -> pb::Grant {
+        let state = self.cluster.master.state.lock().unwrap();
+        let primary = self.primary as u32 + 1;
+        pb::Grant {
+            chunk: self.chunk,
+            version: self.version,
+            primary,
+            primary_boot: state.nodes[&primary].boot,
+            members: state
+                .nodes
+                .iter()
+                .map(|(node, known)| pb::Replica { node: *node, address: known.address.clone(), alive: true })
+                .collect(),
+            may_create: self.may_create,
+            chunk_size_log2: CHUNK_SIZE_LOG2,
+        }
+    }
+
+    pub fn connect(&self) -> Connection {
+        let address = self.cluster.master.state.lock().unwrap().nodes[&(self.primary as u32 + 1)].address.clone();
+        let mut connection = connect(&address, Duration::from_secs(2)).unwrap();
+        let own = Identity {
+            cluster: Some(CLUSTER),
+            role: pb::Role::Mount,
+            node: NodeId(0),
+            boot: BootSession(5),
+            session: SessionId(1),
+        };
+        let deadline = Instant::now() + Duration::from_secs(2);
+        offer_hello(&mut connection, &own, pb::Role::ChunkServer, deadline).unwrap();
+        connection
+    }
+
+    pub fn ask_on(
+        &self,
+        connection: &mut Connection,
+        body: data_request::Body,
+        payload: &[u8],
+    ) -> Result<(data_reply::Body, Bytes), FsError> {
+        let grant = self.cluster.master.grant(&self.grant());
+        let request = pb::DataRequest { chunk: self.chunk, version: self.version, grant, body: Some(body) };
+        let deadline = Some(Instant::now() + Duration::from_secs(20));
+        let (reply, payload): (pb::DataReply, _) =
+            connection.call(FrameKind::DataRequest, FrameKind::DataReply, &request, payload, deadline).unwrap();
+        match reply.failure {
+            Some(failure) => Err(failure.into()),
+            None => Ok((reply.body.unwrap(), payload)),
+        }
+    }
+
+    pub fn ask(&self, body: data_request::Body, payload: &[u8]) -> Result<(data_reply::Body, Bytes), FsError> {
+        self.ask_on(&mut self.connect(), body, payload)
+    }
+
+    pub fn write_request(&self, offset: u32, data: &[u8], number: u64) -> data_request::Body {
+        let crcs = checksums(offset, data);
+        data_request::Body::Write(pb::Write { offset, crcs, client: self.client, number })
+    }
+
+    pub fn try_write(&self, offset: u32, data: &[u8], number: u64) -> Result<u64, FsError> {
+        match self.ask(self.write_request(offset, data, number), data)?.0 {
+            data_reply::Body::Written(written) => Ok(written.seq),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn write(&self, offset: u32, data: &[u8], number: u64) -> u64 {
+        self.try_write(offset, data, number).unwrap()
+    }
+
+    pub fn zero(&self, offset: u32, length: u32, number: u64) {
+        let zero = pb::Zero { offset, length, client: self.client, number };
+        self.ask(data_request::Body::Zero(zero), &[]).unwrap();
+    }
+
+    /// Reads and checks; `None` for a hole.
+    pub fn try_read(&self, offset: u32, length: u32) -> Result<Option<Bytes>, FsError> {
+        let (body, payload) = self.ask(data_request::Body::Read(pb::Read { offset, length }), &[])?;
+        let data_reply::Body::ReadData(data) = body else { panic!("{body:?}") };
+        if data.all_zero {
+            assert!(payload.is_empty());
+            return Ok(None);
+        }
+        assert_eq!(payload.len(), length as usize);
+        assert_eq!(data.crcs, checksums(offset, &payload));
+        Ok(Some(payload))
+    }
+
+    pub fn read(&self, offset: u32, length: u32) -> Vec<u8> {
+        self.try_read(offset, length).unwrap().map_or_else(|| vec![0; length as usize], |data| data.to_vec())
+    }
+
+    pub fn barrier(&self) -> Result<(), FsError> {
+        self.ask(data_request::Body::Barrier(pb::Barrier {}), &[]).map(|_| ())
+    }
+
+    pub fn extents(&self) -> Vec<(u32, u32)> {
+        let ask = pb::Extents { offset: 0, length: 1 << CHUNK_SIZE_LOG2 };
+        match self.ask(data_request::Body::Extents(ask), &[]).unwrap().0 {
+            data_reply::Body::ExtentMap(map) => {
+                map.extents.iter().map(|extent| (extent.offset / UNIT, extent.length / UNIT)).collect()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Checks that all servers have the same unit table and that all data matches it.
+    pub fn assert_replicas_are_equal(&self) {
+        use dfs_chunkd::store::chunk_file::ChunkFile;
+        use dfs_chunkd::store::raw_file::OsFile;
+        use dfs_proto::ChunkId;
+        let tables = [0, 1, 2].map(|at| {
+            let file = std::fs::File::open(self.cluster.replica_path(at, self.chunk)).unwrap();
+            let (file, header) = ChunkFile::open(OsFile(file), ChunkId(self.chunk)).unwrap();
+            assert!(!header.incomplete, "node {}", at + 1);
+            let settled = file.settle(0, file.units()).unwrap();
+            assert_eq!((settled.settled_back, settled.damaged), (0, 0), "node {}", at + 1);
+            file.table().unwrap()
+        });
+        assert_eq!(tables[0], tables[1]);
+        assert_eq!(tables[0], tables[2]);
+    }
+}
+
+pub fn pattern(seed: u8, length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed) | 1).collect()
+}
+
+pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "no {what} within 10 s");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+pub fn http_get(address: &str, path: &str) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
