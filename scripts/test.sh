@@ -67,14 +67,14 @@ rules() {
     promtool check rules monitoring/prometheus/rules/*.yml &&
     promtool test rules monitoring/prometheus/tests/*.yml
 }
-# A cluster of its own for the suites that want a mounted directory.
+# A cluster of its own for the suites that want a mounted directory; their cases become other users.
 start_cluster() {
   local port
   mkdir -p "$scratch/up" "$scratch/mnt"
   for port in $(seq 21000 1000 60000); do
     ! ss_busy "$port" && break
   done
-  "$DFS_BIN" up --data "$scratch/up" --mount "$scratch/mnt" --base-port "$port" >"$scratch/up.log" 2>&1 </dev/null &
+  "$DFS_BIN" up --data "$scratch/up" --mount "$scratch/mnt" --base-port "$port" -o allow_other >"$scratch/up.log" 2>&1 </dev/null &
   up=$!
   for ((i = 0; i < 600; i++)); do
     grep -q '^ready: ' "$scratch/up.log" && return 0
