@@ -114,6 +114,18 @@ fn names_can_be_made_listed_moved_and_removed() {
 }
 
 #[test]
+fn a_removed_directory_can_still_be_looked_at_by_who_holds_it() {
+    let Some(mut test) = TestMount::new(Vec::new()) else { return };
+    fs::create_dir(test.at("d")).expect("mkdir");
+    let held = fs::File::open(test.at("d")).expect("open");
+    fs::remove_dir(test.at("d")).expect("rmdir");
+    assert_eq!(held.metadata().expect("fstat").nlink(), 0);
+    assert_eq!(fs::metadata(test.at("d")).expect_err("gone").kind(), std::io::ErrorKind::NotFound);
+    drop(held);
+    test.unmount();
+}
+
+#[test]
 fn attributes_can_be_set_to_the_nanosecond() {
     let Some(mut test) = TestMount::new(Vec::new()) else { return };
     let file = test.at("file");

@@ -24,6 +24,7 @@ use super::attr::Attr;
 pub const TTL_MS: u64 = 1_000;
 
 const ENTRIES_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
+const REMOVED_MAX: NonZeroUsize = NonZeroUsize::new(1_024).expect("not zero");
 
 /// A moment in the order of this mount's changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,6 +61,9 @@ struct Inner {
     known: LruCache<InodeId, Known>,
     /// What names referred to when they were last seen: only to find the inode a change by name touches.
     targets: LruCache<(InodeId, Name), InodeId>,
+    /// What this mount removed by name, as it was then: a program may still hold it (as its working directory, by an
+    /// O_PATH descriptor), and the master knows it no longer.
+    removed: LruCache<InodeId, Attr>,
     changed_inodes: LruCache<InodeId, u64>,
     changed_names: LruCache<(InodeId, Name), u64>,
     mark: u64,
@@ -79,6 +83,7 @@ impl Default for AttrCache {
             inner: Mutex::new(Inner {
                 known: LruCache::new(ENTRIES_MAX),
                 targets: LruCache::new(ENTRIES_MAX),
+                removed: LruCache::new(REMOVED_MAX),
                 changed_inodes: LruCache::new(ENTRIES_MAX),
                 changed_names: LruCache::new(ENTRIES_MAX),
                 mark: 1,
@@ -118,6 +123,12 @@ impl AttrCache {
         inner.known.put(attr.inode, Known { attr: *attr, until: asked.plus(TTL_MS) });
     }
 
+    /// Returns the last attributes of what this mount has removed, if it is remembered: for an inode that the master does
+    /// not know.
+    pub fn removed(&self, inode: InodeId) -> Option<Attr> {
+        self.inner.lock().removed.get(&inode).copied()
+    }
+
     /// Remembers what a name referred to.
     pub fn learn_name(&self, parent: InodeId, name: &Name, inode: InodeId) {
         self.inner.lock().targets.put((parent, name.clone()), inode);
@@ -154,7 +165,11 @@ impl AttrCache {
         match inner.targets.pop(&(parent, name.clone())) {
             Some(inode) => {
                 inner.touch_inode(inode);
-                inner.known.pop(&inode);
+                if let Some(Known { mut attr, .. }) = inner.known.pop(&inode) {
+                    attr.nlink = if attr.is_directory() { 0 } else { attr.nlink.saturating_sub(1) };
+                    attr.ctime = attr.ctime.max(time);
+                    inner.removed.put(inode, attr);
+                }
             }
             // It may be any inode but the directory itself: nothing that is known can be trusted.
             None if change != DirectoryChange::DirectoryAdded => {
@@ -207,6 +222,7 @@ impl AttrCache {
         inner.floor = inner.mark;
         inner.known.clear();
         inner.targets.clear();
+        inner.removed.clear();
     }
 }
 
@@ -287,6 +303,7 @@ mod tests {
         cache.learn_name(DIR, &name("five"), InodeId(5));
         cache.change_name(DIR, &name("five"), DirectoryChange::Name, UnixNanos(1));
         assert!(cache.get(InodeId(5), MonoMs(1)).is_none());
+        assert_eq!(cache.removed(InodeId(5)).map(|attr| attr.nlink), Some(0));
         assert!(cache.get(InodeId(6), MonoMs(1)).is_some());
         cache.change_name(DIR, &name("who knows"), DirectoryChange::Name, UnixNanos(2));
         assert!(cache.get(InodeId(6), MonoMs(1)).is_none());

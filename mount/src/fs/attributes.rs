@@ -4,7 +4,7 @@ use bytes::Bytes;
 use dfs_proto::limits::XATTR_NAME_BYTES_MAX;
 use dfs_proto::{FsError, InodeId, Kind};
 
-use super::attr_cache::Shown;
+use super::attr_cache::{Shown, TTL_MS};
 use super::caller::Caller;
 use super::filesystem::FileSystem;
 use crate::remote::{AttrChange, StatFs, TimeChange};
@@ -29,7 +29,14 @@ impl FileSystem {
             return Ok(shown);
         }
         let (asked, mark) = (self.now(), self.attrs.mark());
-        let attr = self.master.get_attr(inode)?;
+        let attr = match self.master.get_attr(inode) {
+            Ok(attr) => attr,
+            Err(FsError::NoEntry) => {
+                let attr = self.attrs.removed(inode).ok_or(FsError::NoEntry)?;
+                return Ok(Shown { attr, ttl_ms: TTL_MS });
+            }
+            Err(error) => return Err(error),
+        };
         self.attrs.learn(&attr, mark, asked);
         Ok(self.shown(attr, asked))
     }

@@ -350,6 +350,7 @@ impl State {
                     return Err(FsError::NotEmpty);
                 }
                 self.unlink(rmdir.parent, &rmdir.name, time)?;
+                self.inodes.remove(&inode);
                 self.inode(rmdir.parent)?.attr.nlink -= 1;
                 done(true)
             }
