@@ -73,7 +73,7 @@ impl Cluster {
     }
 
     pub fn replica_path(&self, at: usize, chunk: u64) -> PathBuf {
-        self.data(at).join(format!("replicas/{:02x}/{chunk:016x}", chunk & 0xff))
+        self.data(at).join(format!("replicas/{:02x}/{chunk:016x}", chunk >> 8 & 0xff))
     }
 
     pub fn metrics(&self, at: usize) -> String {

@@ -6,3 +6,4 @@ mod harness;
 mod master;
 mod recovery;
 mod service;
+mod speed;
