@@ -34,7 +34,11 @@ pub fn run(mut admin: Admin, path: &Path, as_json: bool) -> anyhow::Result<()> {
     }
     let reply = admin.info(request)?;
     let Some(inode) = reply.inode.as_ref().filter(|_| reply.found) else {
-        anyhow::bail!("{}: {}", mount_point::shown(path), if reply.error.is_empty() { "not found" } else { &reply.error });
+        anyhow::bail!(
+            "{}: {}",
+            mount_point::shown(path),
+            if reply.error.is_empty() { "not found" } else { &reply.error }
+        );
     };
     if as_json {
         println!("{:#}", to_json(inode, &reply));
@@ -47,7 +51,7 @@ pub fn run(mut admin: Admin, path: &Path, as_json: bool) -> anyhow::Result<()> {
 fn inode_on_a_mount(path: &Path) -> Option<u64> {
     let absolute = std::path::absolute(path).ok()?;
     // The deepest mount above the path decides.
-    let mount = absolute.ancestors().find_map(|above| mount_point::mounted_type(above))?;
+    let mount = absolute.ancestors().find_map(mount_point::mounted_type)?;
     if mount != mount_point::FS_TYPE {
         return None;
     }
@@ -63,7 +67,15 @@ fn to_text(inode: &pb::InfoInode, reply: &pb::InfoReply) -> String {
     let mut text = format!(
         "inode     {}\nkind      {}, mode {:04o}, {} links, owner {}:{}\nsize      {} bytes\ncontent   {content}\n\
          version   data {}, changed at seq {}\n",
-        inode.inode, inode.kind, inode.mode, inode.nlink, inode.uid, inode.gid, inode.size, inode.data_version, inode.seq,
+        inode.inode,
+        inode.kind,
+        inode.mode,
+        inode.nlink,
+        inode.uid,
+        inode.gid,
+        inode.size,
+        inode.data_version,
+        inode.seq,
     );
     if !reply.chunks.is_empty() {
         let mut rows = vec![["index", "chunk", "version", "primary", "replicas"].map(String::from).to_vec()];

@@ -12,7 +12,7 @@ use dfs_mount::{MountConfig, Policy, VfsOption};
 use crate::exit::{ExitError, refused, usage};
 use crate::mount_options::MountOptions;
 use crate::signals::StopSignals;
-use crate::{mount_point, source};
+use crate::{mount_options, mount_point, source};
 
 /// What the background process writes to its parent once the mount is there.
 const READY: &str = "ready";
@@ -51,7 +51,8 @@ pub fn detached(request: &Request, option_list: &str, global_flags: &[String]) -
     if !option_list.is_empty() {
         command.arg("-o").arg(option_list);
     }
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting the mount process")?;
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting the mount process")?;
     let output = child.stdout.take().context("the mount process has an output")?;
     let mut line = String::new();
     BufReader::new(output).read_line(&mut line).context("waiting for the mount process")?;
@@ -141,7 +142,9 @@ pub fn check_mount_point(directory: &Path, nonempty: bool) -> anyhow::Result<()>
         Err(error) => return Err(refused(format!("mount point {shown}: {error}; an empty directory is expected"))),
     };
     if !nonempty && entries.count() > 0 {
-        return Err(refused(format!("mount point {shown} is not empty; empty it, or hide its content with -o nonempty")));
+        return Err(refused(format!(
+            "mount point {shown} is not empty; empty it, or hide its content with -o nonempty"
+        )));
     }
     Ok(())
 }
@@ -150,7 +153,9 @@ pub fn check_mount_point(directory: &Path, nonempty: bool) -> anyhow::Result<()>
 fn let_go_of_terminal(log: Option<&str>) -> anyhow::Result<()> {
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").context("/dev/null")?;
     let target = match log {
-        Some(path) => OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("log file {path}"))?,
+        Some(path) => {
+            OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("log file {path}"))?
+        }
         None => null.try_clone().context("/dev/null")?,
     };
     nix::unistd::dup2_stdin(&null).context("letting go of standard input")?;
@@ -162,7 +167,7 @@ fn let_go_of_terminal(log: Option<&str>) -> anyhow::Result<()> {
 /// Hands a change of an existing mount's flags to the kernel, which keeps them itself.
 fn remount(request: &Request, option_list: &str) -> anyhow::Result<()> {
     let status = Command::new("mount")
-        .args(["-i", "-o", option_list])
+        .args(["-i", "-o", &mount_options::for_remount(option_list)])
         .arg(&request.directory)
         .status()
         .context("running mount(8), which remounts")?;
@@ -196,7 +201,11 @@ pub fn helper_arguments(arguments: impl IntoIterator<Item = String>) -> anyhow::
         match argument.as_str() {
             "-o" => lists.push(value("-o")?),
             "-t" | "-N" => drop(value(&argument)?),
-            flags if flags.starts_with('-') && flags.len() > 1 && flags[1..].chars().all(|flag| "sfnv".contains(flag)) => {
+            flags
+                if flags.starts_with('-')
+                    && flags.len() > 1
+                    && flags[1..].chars().all(|flag| "sfnv".contains(flag)) =>
+            {
                 fake |= flags.contains('f');
             }
             flag if flag.starts_with('-') => return Err(usage(format!("unknown flag {flag:?} of a mount helper"))),
@@ -204,7 +213,7 @@ pub fn helper_arguments(arguments: impl IntoIterator<Item = String>) -> anyhow::
         }
     }
     let option_list = lists.join(",");
-    crate::mount_options::parse(&option_list, &mut options)?;
+    mount_options::parse(&option_list, &mut options)?;
     let [source, directory] = <[String; 2]>::try_from(words)
         .map_err(|words| usage(format!("SRC DIR [-o OPTIONS] is expected, got {} words: {words:?}", words.len())))?;
     source::parse(&source)?;

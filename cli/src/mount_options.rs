@@ -52,15 +52,57 @@ impl Default for MountOptions {
 
 /// Words that reach the kernel as they are.
 pub const VFS_WORDS: &[&str] = &[
-    "suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "relatime", "norelatime", "strictatime",
-    "nostrictatime", "diratime", "nodiratime", "lazytime", "nolazytime", "dirsync", "sync", "async",
+    "suid",
+    "nosuid",
+    "dev",
+    "nodev",
+    "exec",
+    "noexec",
+    "atime",
+    "noatime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "diratime",
+    "nodiratime",
+    "lazytime",
+    "nolazytime",
+    "dirsync",
+    "sync",
+    "async",
 ];
 
 /// Words of fstab that concern mount(8) alone.
 const IGNORED_WORDS: &[&str] = &[
-    "defaults", "auto", "noauto", "user", "nouser", "users", "nousers", "owner", "noowner", "group", "nogroup",
-    "nofail", "fail", "_netdev", "default_permissions", "silent", "loud", "mand", "nomand", "iversion", "noiversion",
+    "defaults",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "nousers",
+    "owner",
+    "noowner",
+    "group",
+    "nogroup",
+    "nofail",
+    "fail",
+    "_netdev",
+    "default_permissions",
+    "silent",
+    "loud",
+    "mand",
+    "nomand",
+    "iversion",
+    "noiversion",
 ];
+
+/// Returns the words of `list` that a change of an existing mount may carry: those the kernel's VFS keeps.
+pub fn for_remount(list: &str) -> String {
+    let words = list.split(',').filter(|word| VFS_WORDS.contains(word) || matches!(*word, "remount" | "ro" | "rw"));
+    words.collect::<Vec<_>>().join(",")
+}
 
 /// Reads a list such as `ro,noatime,soft=30` on top of `options`.
 ///
@@ -88,10 +130,16 @@ pub fn parse(list: &str, options: &mut MountOptions) -> anyhow::Result<()> {
             ("log_level", Some(level)) if !level.is_empty() => options.log_level = Some(level.to_owned()),
             // `x-…` and `comment=` are notes to other programs; libmount keeps `user=` and `uhelper=` for itself.
             (name, _) if name.starts_with("x-") || name.starts_with("X-") || name.starts_with("user.") => {}
-            ("comment" | "user" | "uhelper" | "helper" | "fsname" | "subtype", Some(_)) => {}
+            // mount(8) hands a remount what /proc/mounts shows of the mount.
+            (
+                "comment" | "user" | "uhelper" | "helper" | "fsname" | "subtype" | "user_id" | "group_id" | "max_read",
+                Some(_),
+            ) => {}
             (name, None) if VFS_WORDS.contains(&name) => options.vfs.push(name.to_owned()),
             (name, None) if IGNORED_WORDS.contains(&name) => {}
-            (name, None) if matches!(name, "soft" | "dirty" | "read_ahead" | "workers" | "http" | "log" | "log_level") => {
+            (name, None)
+                if matches!(name, "soft" | "dirty" | "read_ahead" | "workers" | "http" | "log" | "log_level") =>
+            {
                 return Err(usage(format!("mount option {name:?} needs a value: {name}=VALUE")));
             }
             _ => {
@@ -121,7 +169,11 @@ fn size(word: &str, text: &str, range: std::ops::RangeInclusive<u64>) -> anyhow:
     };
     let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
     bytes.filter(|bytes| range.contains(bytes)).ok_or_else(|| {
-        usage(format!("mount option {word:?}: bytes from {} to {} expected, K, M or G allowed", range.start(), range.end()))
+        usage(format!(
+            "mount option {word:?}: bytes from {} to {} expected, K, M or G allowed",
+            range.start(),
+            range.end()
+        ))
     })
 }
 
@@ -136,7 +188,8 @@ mod tests {
 
     #[test]
     fn the_usual_line_of_fstab_is_taken() {
-        let options = read("defaults,ro,noatime,_netdev,nofail,x-systemd.automount,user.name=x,comment=hi").expect("taken");
+        let options =
+            read("defaults,ro,noatime,_netdev,nofail,x-systemd.automount,user.name=x,comment=hi").expect("taken");
         assert_eq!(options, MountOptions { read_only: true, vfs: vec!["noatime".into()], ..MountOptions::default() });
     }
 
@@ -148,6 +201,13 @@ mod tests {
         for wrong in ["soft=0", "soft=x", "soft", "dirty=1K", "dirty=99999999999G", "workers=2", "http=x", "log="] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_remount_is_reduced_to_what_the_kernel_keeps() {
+        let list = "remount,ro,nosuid,user_id=0,group_id=0,default_permissions,allow_other,soft=5";
+        assert!(read(list).expect("taken").remount);
+        assert_eq!(for_remount(list), "remount,ro,nosuid");
     }
 
     #[test]

@@ -35,7 +35,11 @@ pub const SETTINGS: &[Setting] = &[
         help: "HOST:PORT of the hot plane; the control plane (gRPC) is at PORT+1, HTTP at PORT+2",
     },
     Setting { key: "master.meta", default: "embedded", help: "metadata engine: embedded, or memory (lost at exit)" },
-    Setting { key: "master.sync_interval_ms", default: "5", help: "longest time a change waits to be made durable, ms" },
+    Setting {
+        key: "master.sync_interval_ms",
+        default: "5",
+        help: "longest time a change waits to be made durable, ms",
+    },
     Setting { key: "master.reclaim_delay_ms", default: "10000", help: "how long a freed chunk is kept, ms" },
     Setting { key: "master.lease_ms", default: "5000", help: "node lease of chunk servers, ms" },
     Setting { key: "master.pulse_ms", default: "1000", help: "how often chunk servers renew it, ms" },
@@ -57,7 +61,11 @@ pub const SETTINGS: &[Setting] = &[
     Setting { key: "chunkd.open_files", default: "4096", help: "most replica files held open" },
     Setting { key: "up.data", default: "", help: "directory of a one-machine cluster" },
     Setting { key: "up.mount", default: "", help: "where it is mounted" },
-    Setting { key: "up.base_port", default: "7000", help: "its ports: master PORT.., chunk servers PORT+100.., mount PORT+200" },
+    Setting {
+        key: "up.base_port",
+        default: "7000",
+        help: "its ports: master PORT.., chunk servers PORT+100.., mount PORT+200",
+    },
 ];
 
 /// Where a value came from.
@@ -95,7 +103,9 @@ impl Settings {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
         match std::fs::read_to_string(path) {
             Ok(text) => {
-                for (key, value) in parse_file(&text).map_err(|reason| usage(format!("{}: {reason}", path.display())))? {
+                for (key, value) in
+                    parse_file(&text).map_err(|reason| usage(format!("{}: {reason}", path.display())))?
+                {
                     values.insert(key, (value, Origin::File(path.to_owned())));
                 }
             }
@@ -143,7 +153,10 @@ impl Settings {
     /// If it has none: the text says how to give one.
     pub fn required(&self, key: &str, flag: &str) -> anyhow::Result<&str> {
         match self.text(key) {
-            "" => Err(usage(format!("{flag} is missing: give the flag, set {}, or {key} in the settings file", variable(key)))),
+            "" => Err(usage(format!(
+                "{flag} is missing: give the flag, set {}, or {key} in the settings file",
+                variable(key)
+            ))),
             text => Ok(text),
         }
     }

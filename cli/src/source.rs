@@ -38,7 +38,8 @@ pub fn parse(text: &str) -> anyhow::Result<Source> {
 ///
 /// What is wrong with it, as an error of use.
 pub fn address(host: &str, whole: &str) -> anyhow::Result<String> {
-    let wrong = |what: &str| usage(format!("source {whole:?}: {what}; HOST[:PORT][,HOST[:PORT]…][:/SUBDIR] is expected"));
+    let wrong =
+        |what: &str| usage(format!("source {whole:?}: {what}; HOST[:PORT][,HOST[:PORT]…][:/SUBDIR] is expected"));
     let (name, port) = match host.rsplit_once(':') {
         // An IPv6 address stands in brackets, or its colons would be taken for the port's.
         Some((name, port)) if !port.contains(']') => {

@@ -50,7 +50,9 @@ fn to_text(status: &pb::StatusReply) -> String {
         status.durable_seq,
         status.nodes.len(),
     );
-    let mut rows = vec![["node", "state", "address", "rack", "free", "of", "replicas", "disks", "seen"].map(String::from).to_vec()];
+    let mut rows = vec![
+        ["node", "state", "address", "rack", "free", "of", "replicas", "disks", "seen"].map(String::from).to_vec(),
+    ];
     for node in &status.nodes {
         let failed = node.disks.iter().filter(|disk| disk.failed).count();
         rows.push(vec![
@@ -125,10 +127,14 @@ mod tests {
     #[test]
     fn a_failed_disk_and_a_lost_lease_are_seen_at_a_glance() {
         let disk = pb::Disk { failed: true, ..Default::default() };
-        let node = pb::NodeStatus { node: 3, online: true, lease_valid: false, disks: vec![disk], ..Default::default() };
+        let node =
+            pb::NodeStatus { node: 3, online: true, lease_valid: false, disks: vec![disk], ..Default::default() };
         let status = pb::StatusReply { nodes: vec![node], ..Default::default() };
         let text = to_text(&status);
-        assert!(text.contains("0 of 1 online") && text.contains("lease expired") && text.contains("1 FAILED"), "{text}");
+        assert!(
+            text.contains("0 of 1 online") && text.contains("lease expired") && text.contains("1 FAILED"),
+            "{text}"
+        );
         assert_eq!(to_json(&status)["nodes"][0]["disks"][0]["failed"], true);
     }
 }

@@ -88,7 +88,12 @@ impl Plan {
         let row = |name: &str, serves: String, http: String, data: String| vec![name.to_owned(), serves, http, data];
         let mut rows = vec![row("part", "serves".into(), "http".into(), "data".into())];
         let url = |port: u16| format!("http://127.0.0.1:{port}/metrics");
-        rows.push(row("master", self.master(), url(self.base_port + 2), self.data.join("master").display().to_string()));
+        rows.push(row(
+            "master",
+            self.master(),
+            url(self.base_port + 2),
+            self.data.join("master").display().to_string(),
+        ));
         for number in 1..=CHUNK_SERVERS {
             let port = self.chunk_server_port(number);
             let data = self.data.join(format!("chunkd{number}")).display().to_string();
@@ -123,10 +128,11 @@ pub fn run(settings: &Settings, option_list: &str, signals: StopSignals) -> anyh
 
     let (ended_sender, ended) = channel();
     let (stop_sender, stop) = channel();
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        while signals.wait().is_ok_and(|signal| stop_sender.send(signal).is_ok()) {}
-    })?;
-    let mut cluster = Cluster { processes: plan.processes(), ended_sender, ended, stop, mount_point: plan.mount_point.clone() };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || while signals.wait().is_ok_and(|signal| stop_sender.send(signal).is_ok()) {})?;
+    let mut cluster =
+        Cluster { processes: plan.processes(), ended_sender, ended, stop, mount_point: plan.mount_point.clone() };
     let started = cluster.start(&plan);
     let outcome = match started {
         Ok(true) => {
@@ -167,7 +173,10 @@ fn take_data_directory(data: &Path) -> anyhow::Result<File> {
     match std::fs::read_to_string(&layout) {
         Ok(text) if text == LAYOUT => {}
         Ok(text) => {
-            return Err(refused(format!("{}: {text:?} is not a layout this version knows ({LAYOUT:?})", layout.display())));
+            return Err(refused(format!(
+                "{}: {text:?} is not a layout this version knows ({LAYOUT:?})",
+                layout.display()
+            )));
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let others: Vec<String> = std::fs::read_dir(data)
@@ -207,9 +216,8 @@ fn take_mount_point(plan: &Plan, nonempty: bool) -> anyhow::Result<()> {
             mount_point::shown(directory)
         )));
     }
-    let is_dead = |path: &Path| {
-        std::fs::symlink_metadata(path).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
-    };
+    let is_dead =
+        |path: &Path| std::fs::symlink_metadata(path).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN));
     if mount_point::mounted_type(directory).as_deref() == Some(mount_point::FS_TYPE) && is_dead(directory) {
         mount_point::detach(directory);
     }
@@ -251,10 +259,10 @@ impl Cluster {
             process.start(&self.ended_sender)?;
         }
         let all = usize::from(CHUNK_SERVERS);
-        let have_leases = |status: &StatusReply| {
-            status.nodes.iter().filter(|node| node.lease_valid).count() >= all
-        };
-        if !self.wait_until("the chunk servers to register", || admin.status().is_ok_and(|status| have_leases(&status)))? {
+        let have_leases = |status: &StatusReply| status.nodes.iter().filter(|node| node.lease_valid).count() >= all;
+        if !self
+            .wait_until("the chunk servers to register", || admin.status().is_ok_and(|status| have_leases(&status)))?
+        {
             return Ok(false);
         }
         self.processes[mount].start(&self.ended_sender)?;
@@ -303,7 +311,10 @@ impl Cluster {
                 let unmounted = is_mount && status.success();
                 let process = &mut self.processes[index];
                 if !process.note_end(status) {
-                    return Err(refused(format!("{} cannot run ({status}); its last lines above say why", process.name)));
+                    return Err(refused(format!(
+                        "{} cannot run ({status}); its last lines above say why",
+                        process.name
+                    )));
                 }
                 let what = if unmounted { "was unmounted from outside" } else { "ended" };
                 eprintln!("[up] {} {what} ({status}); starting it again", process.name);
@@ -336,7 +347,10 @@ impl Cluster {
             }
         }
         if mount_point::mounted_type(&self.mount_point).as_deref() == Some(mount_point::FS_TYPE) {
-            eprintln!("[up] {} is still mounted (a program is inside?): detaching it", mount_point::shown(&self.mount_point));
+            eprintln!(
+                "[up] {} is still mounted (a program is inside?): detaching it",
+                mount_point::shown(&self.mount_point)
+            );
             mount_point::detach(&self.mount_point);
         }
     }
