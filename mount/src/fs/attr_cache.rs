@@ -138,6 +138,7 @@ impl AttrCache {
     pub fn change(&self, attr: &Attr, asked: MonoMs) {
         let mut inner = self.inner.lock();
         inner.touch_inode(attr.inode);
+        inner.removed.pop(&attr.inode);
         inner.known.put(attr.inode, Known { attr: *attr, until: asked.plus(TTL_MS) });
     }
 
@@ -158,11 +159,18 @@ impl AttrCache {
     }
 
     /// Notes that `name` in `parent` changed its meaning at `time`: what it referred to has changed, and the directory's
-    /// times and links are brought up to date.
-    pub fn change_name(&self, parent: InodeId, name: &Name, change: DirectoryChange, time: UnixNanos) {
+    /// times and links are brought up to date. Returns what it referred to, if that is remembered.
+    pub fn change_name(
+        &self,
+        parent: InodeId,
+        name: &Name,
+        change: DirectoryChange,
+        time: UnixNanos,
+    ) -> Option<InodeId> {
         let mut inner = self.inner.lock();
         inner.touch_name(parent, name);
-        match inner.targets.pop(&(parent, name.clone())) {
+        let target = inner.targets.pop(&(parent, name.clone()));
+        match target {
             Some(inode) => {
                 inner.touch_inode(inode);
                 if let Some(Known { mut attr, .. }) = inner.known.pop(&inode) {
@@ -193,6 +201,7 @@ impl AttrCache {
                 DirectoryChange::DirectoryRemoved => attr.nlink = attr.nlink.saturating_sub(1),
             }
         }
+        target
     }
 
     /// Notes that a new inode with these attributes got a name at `time`.

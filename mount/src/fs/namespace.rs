@@ -124,8 +124,11 @@ impl FileSystem {
         let name = Name::new(Bytes::copy_from_slice(name))?;
         let new_name = Name::new(Bytes::copy_from_slice(new_name))?;
         let time = self.master.rename(caller, (parent, &name), (new_parent, &new_name), flags)?;
-        self.attrs.change_name(parent, &name, DirectoryChange::Name, time);
+        let moved = self.attrs.change_name(parent, &name, DirectoryChange::Name, time);
         self.attrs.change_name(new_parent, &new_name, DirectoryChange::Name, time);
+        if let Some(inode) = moved.filter(|_| flags & libc::RENAME_EXCHANGE == 0) {
+            self.attrs.learn_name(new_parent, &new_name, inode);
+        }
         // Their links may have changed, if a directory moved or was replaced.
         self.attrs.forget(parent);
         self.attrs.forget(new_parent);

@@ -76,11 +76,16 @@ impl FileSystem {
 
     /// Ends a handle of `inode`: what is buffered goes out first.
     pub fn release(&self, inode: InodeId, handle: HandleId, may_have_written: bool) {
+        let has_dirty = self.files.has_dirty(handle);
         if may_have_written {
             // What the master said before the writes must not come to light again once the data path forgets the file.
             self.attrs.correct(inode, |attr| self.files.overlay(attr));
         }
         self.files.release(handle);
+        if has_dirty {
+            // Pages of a mapping, that came after the last close: what they made of the file only the master knows now.
+            self.attrs.forget(inode);
+        }
         self.master.release(inode);
     }
 

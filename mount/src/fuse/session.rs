@@ -1,5 +1,6 @@
 //! The FUSE session: mounts, serves with several workers, unmounts.
 
+use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -141,10 +142,7 @@ impl FuseSession {
         options: &SessionOptions,
         metrics: &Metrics,
     ) -> io::Result<Self> {
-        if let Err(error) = std::fs::metadata("/dev/fuse") {
-            let hint = "load the fuse module (modprobe fuse), or give the container --device /dev/fuse";
-            return Err(io::Error::new(error.kind(), format!("/dev/fuse: {error}; {hint}")));
-        }
+        check_device()?;
         let workers = options.workers.max(3);
         let adapter = Adapter::new(fs, pool, workers, metrics);
         let mut config = Config::default();
@@ -229,6 +227,17 @@ fn mount_options(options: &SessionOptions, is_root: bool) -> Vec<MountOption> {
     }
     list.extend(vfs.into_iter().filter_map(VfsOption::option));
     list
+}
+
+/// Opens /dev/fuse for a moment, because the error of an attempt to mount does not say that this is what went wrong.
+fn check_device() -> io::Result<()> {
+    let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/fuse") else { return Ok(()) };
+    let hint = match error.kind() {
+        io::ErrorKind::NotFound => "load the fuse module (modprobe fuse), or give the container --device /dev/fuse",
+        io::ErrorKind::PermissionDenied => "users who mount must be able to read and write it (chmod 666 /dev/fuse)",
+        _ => "the fuse module may be missing (modprobe fuse)",
+    };
+    Err(io::Error::new(error.kind(), format!("/dev/fuse: {error}; {hint}")))
 }
 
 /// fusermount3 takes options as one list: a comma in a value has a backslash before it.
