@@ -100,7 +100,6 @@ pub fn serve(request: Request, ground: Ground, signals: StopSignals) -> anyhow::
         workers: options.workers,
     })
     .map_err(|error| explain(&error, &request.directory))?;
-    tracing::info!(mount_point = %request.directory.display(), http = %mounted.http(), "mounted");
     let unmounter = mounted.unmounter();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         // A second signal while the first unmount is under way (dirty data being written) asks again.
@@ -116,6 +115,7 @@ pub fn serve(request: Request, ground: Ground, signals: StopSignals) -> anyhow::
         std::io::stdout().flush().context("telling the parent")?;
         let_go_of_terminal(options.log.as_deref())?;
     }
+    tracing::info!(mount_point = %request.directory.display(), http = %mounted.http(), "mounted");
     mounted.wait()?;
     tracing::info!("unmounted");
     Ok(())
