@@ -261,6 +261,9 @@ impl Cluster {
     /// If one was not running, or does not come back.
     pub fn kill_and_restart(&mut self, servers: &[Server]) -> Result<()> {
         for server in servers {
+            self.daemon(*server).prepare()?;
+        }
+        for server in servers {
             self.daemon(*server).kill9()?;
         }
         for server in servers {

@@ -1,6 +1,8 @@
 //! One process of dfs: its command line, its log, its life and death.
 
+use std::ffi::OsStr;
 use std::fs::OpenOptions;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -20,13 +22,41 @@ pub struct Daemon {
     environment: Vec<(String, String)>,
     log: PathBuf,
     child: Option<Child>,
+    /// A process that becomes the daemon once it is told to: see [`Daemon::prepare`].
+    next: Option<Child>,
 }
 
 impl Daemon {
     /// Returns a daemon that is not started yet. Its output goes to `DIRECTORY/NAME.log`.
     pub fn new(name: &str, directory: &Path, arguments: Vec<String>, environment: &[(String, String)]) -> Self {
         let log = directory.join(format!("{name}.log"));
-        Self { name: name.to_owned(), arguments, environment: environment.to_vec(), log, child: None }
+        Self { name: name.to_owned(), arguments, environment: environment.to_vec(), log, child: None, next: None }
+    }
+
+    /// Makes the process of the next [`Daemon::start`], which waits until then.
+    ///
+    /// A new process closes what it inherited from its parent. If those are files on a mount whose server is down, that
+    /// close waits for the server, and so would the test that is about to start it. So a test that holds such files
+    /// prepares the restart before it kills.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be made.
+    pub fn prepare(&mut self) -> Result<()> {
+        let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let mut shell = command_of("sh".as_ref());
+        shell
+            .args(["-c", "echo && read go && exec \"$0\" \"$@\" </dev/null >&2"])
+            .arg(binary::dfs()?)
+            .args(&self.arguments);
+        shell.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+        let mut child = shell.spawn().with_context(|| format!("preparing {}", self.name))?;
+        // It speaks once everything that it inherited is closed.
+        let mut line = [0];
+        let spoke = child.stdout.take().context("it has a pipe")?.read_exact(&mut line);
+        self.next = Some(child);
+        spoke.with_context(|| format!("preparing {}", self.name))
     }
 
     /// Starts it.
@@ -36,12 +66,13 @@ impl Daemon {
     /// If it runs already, or cannot be started.
     pub fn start(&mut self) -> Result<()> {
         ensure!(self.child.is_none(), "{} runs already", self.name);
-        let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let mut command = command()?;
-        command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        self.child = Some(command.spawn().with_context(|| format!("starting {}", self.name))?);
-        Ok(())
+        if self.next.is_none() {
+            self.prepare()?;
+        }
+        let mut child = self.next.take().context("prepared above")?;
+        let told = child.stdin.take().context("it has a pipe")?.write_all(b"\n");
+        self.child = Some(child);
+        told.with_context(|| format!("starting {}", self.name))
     }
 
     /// Fails if it has ended by itself.
@@ -130,7 +161,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if let Some(child) = self.child.as_mut() {
+        for child in self.child.iter_mut().chain(&mut self.next) {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -143,12 +174,16 @@ impl Drop for Daemon {
 ///
 /// If there is no such program.
 pub fn command() -> Result<Command> {
-    let mut command = Command::new(binary::dfs()?);
+    Ok(command_of(binary::dfs()?.as_os_str()))
+}
+
+fn command_of(program: &OsStr) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("DFS_") {
             command.env_remove(name);
         }
     }
     command.env("RUST_BACKTRACE", "1");
-    Ok(command)
+    command
 }
