@@ -10,5 +10,5 @@ pub mod core;
 pub mod service;
 pub mod store;
 
-pub use service::config::{EngineKind, MasterConfig, MasterError};
+pub use service::config::{Deadlines, EngineKind, MasterConfig, MasterError};
 pub use service::master::{Addresses, Master};

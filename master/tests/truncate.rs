@@ -2,11 +2,12 @@
 
 #![allow(clippy::disallowed_methods, reason = "a shell: deadlines of a test")]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dfs_master::{EngineKind, Master, MasterConfig};
+use dfs_master::{Deadlines, EngineKind, Master, MasterConfig};
 use dfs_proto::grant::GrantKey;
 use dfs_proto::limits::CHUNK_SIZE;
 use dfs_proto::wire::pb::{self, data_reply, data_request, meta_reply, meta_request};
@@ -18,9 +19,9 @@ use prost::Message;
 
 type Asked = Arc<Mutex<Vec<(pb::DataRequest, Bytes)>>>;
 
-/// A chunk server that says yes to everything.
-fn agreeing_server(cluster: ClusterId, asked: &Asked) -> Listener {
-    let asked = Arc::clone(asked);
+/// A chunk server that says yes to everything, but hangs up without a word on the first `mute` requests.
+fn agreeing_server(cluster: ClusterId, asked: &Asked, mute: &Arc<AtomicUsize>) -> Listener {
+    let (asked, mute) = (Arc::clone(asked), Arc::clone(mute));
     let own = Identity {
         cluster: Some(cluster),
         role: pb::Role::ChunkServer,
@@ -33,6 +34,9 @@ fn agreeing_server(cluster: ClusterId, asked: &Asked) -> Listener {
         while let Ok(frame) = connection.recv(None) {
             let request = pb::DataRequest::decode(frame.head).expect("a request");
             asked.lock().expect("alive").push((request, frame.payload));
+            if mute.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+                return;
+            }
             let reply = pb::DataReply { body: Some(data_reply::Body::Synced(pb::Synced {})), ..Default::default() };
             connection.send(FrameKind::DataReply, frame.request_id, &reply, &[]).expect("sent");
         }
@@ -44,6 +48,7 @@ struct Cluster {
     mount: Connection,
     number: u64,
     asked: Asked,
+    mute: Arc<AtomicUsize>,
     key: GrantKey,
     server: Listener,
     _master: Master,
@@ -64,9 +69,12 @@ impl Cluster {
             engine: EngineKind::Memory,
             ..MasterConfig::default()
         };
-        let master = Master::start(config).expect("starts");
-        let asked = Asked::default();
-        let server = agreeing_server(master.cluster_id(), &asked);
+        // Long enough for an answer on loopback, and no longer: one test waits for both.
+        let short = Duration::from_millis(500);
+        let deadlines = Deadlines { cut: short, cut_wait: short, ..Deadlines::default() };
+        let master = Master::start_with(config, deadlines).expect("starts");
+        let (asked, mute) = (Asked::default(), Arc::default());
+        let server = agreeing_server(master.cluster_id(), &asked, &mute);
         let key = register(&master, &server.address().to_string());
         let mut mount = connect(&master.addresses().hot.to_string(), Duration::from_secs(5)).expect("connects");
         let own = Identity {
@@ -77,7 +85,7 @@ impl Cluster {
             session: SessionId(0),
         };
         offer_hello(&mut mount, &own, pb::Role::Master, deadline()).expect("welcome");
-        let mut cluster = Self { mount, number: 0, asked, key, server, _master: master, _directory: directory };
+        let mut cluster = Self { mount, number: 0, asked, mute, key, server, _master: master, _directory: directory };
         let client_id = vec![1; 16].into();
         cluster.ask(Body::SessionOpen(pb::SessionOpen { client_id, ..Default::default() })).expect("opened");
         cluster
@@ -113,6 +121,25 @@ impl Cluster {
             meta_reply::Body::Chunks(chunks) => Ok(chunks.locations),
             other => panic!("unexpected {other:?}"),
         }
+    }
+
+    /// A file of `chunks` whole chunks.
+    fn chunked(&mut self, chunks: u32) -> u64 {
+        let file = self.file();
+        let (inode, all) = (file.inode, 0..chunks);
+        for first in all.clone().step_by(256) {
+            let count = (chunks - first).min(256);
+            self.ask(Body::AllocateChunks(pb::AllocateChunks { inode, first, count })).expect("chunks");
+        }
+        self.attr(Body::CommitWrite(pb::CommitWrite {
+            inode,
+            end: u64::from(chunks) * CHUNK_SIZE,
+            written: all.collect(),
+            leave_inline: true,
+            if_data_version: file.data_version,
+            ..Default::default()
+        }));
+        inode
     }
 
     fn truncate(&mut self, inode: u64, size: u64) -> pb::Attr {
@@ -208,18 +235,34 @@ fn inline_content_moves_to_a_chunk_when_a_truncate_makes_the_file_too_large() {
 #[test]
 fn without_the_primary_the_new_size_holds_and_the_old_bytes_are_not_shown() {
     let mut cluster = Cluster::start();
-    let file = cluster.file();
-    cluster.ask(Body::AllocateChunks(pb::AllocateChunks { inode: file.inode, first: 0, count: 1 })).expect("chunks");
-    let commit = pb::CommitWrite {
-        inode: file.inode,
-        end: CHUNK_SIZE,
-        written: vec![0],
-        leave_inline: true,
-        if_data_version: file.data_version,
-        ..Default::default()
-    };
-    cluster.attr(Body::CommitWrite(commit));
+    let inode = cluster.chunked(1);
     cluster.server.stop();
-    assert_eq!(cluster.truncate(file.inode, 7).size, 7);
-    assert!(matches!(cluster.locations(file.inode), Err(FsError::TryAgain(_))));
+    assert_eq!(cluster.truncate(inode, 7).size, 7);
+    assert!(matches!(cluster.locations(inode), Err(FsError::TryAgain(_))));
+}
+
+#[test]
+fn a_zero_that_was_not_answered_is_void_before_it_is_repeated() {
+    let mut cluster = Cluster::start();
+    let inode = cluster.chunked(1);
+    cluster.mute.store(2, Ordering::SeqCst);
+    cluster.truncate(inode, 7);
+    let versions: Vec<(u64, u64)> = {
+        let asked = cluster.asked.lock().expect("alive");
+        let grant = |request: &pb::DataRequest| cluster.key.open(&request.grant).expect("our seal");
+        asked.iter().map(|(request, _)| (request.version, grant(request).version)).collect()
+    };
+    assert_eq!(versions, [(1, 1), (2, 2), (3, 3)], "each copy has a version of its own");
+    let locations = cluster.locations(inode).expect("nothing is pending");
+    assert_eq!(locations[0].version, 3, "what mounts write from now on is above all of them");
+}
+
+#[test]
+fn a_truncate_of_very_many_chunks_is_done_when_the_caller_is_told() {
+    let mut cluster = Cluster::start();
+    let inode = cluster.chunked(1_300);
+    cluster.truncate(inode, CHUNK_SIZE);
+    let attr = cluster.attr(Body::GetAttr(pb::GetAttr { inode }));
+    assert_eq!((attr.size, attr.chunks), (CHUNK_SIZE, 1));
+    assert!(cluster.asked.lock().expect("alive").is_empty(), "a chunk server has nothing to do with it");
 }

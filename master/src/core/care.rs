@@ -45,18 +45,12 @@ pub struct ReclaimEntry {
     pub nodes: Vec<NodeId>,
 }
 
-/// A truncate that still has to zero the rest of one chunk.
+/// A truncate or punch that is not finished; its record says what is left to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CutIntent {
     /// The file.
     pub inode: InodeId,
-    /// The chunk whose tail is to be zeroed.
-    pub index: ChunkIndex,
-    /// First byte, within the chunk, that becomes zero.
-    pub from: u32,
-    /// One past the last byte, within the chunk, that becomes zero.
-    pub to: u32,
-    /// Sets this intent apart from later ones of the same file.
+    /// Sets this intent apart from later ones of the same file: the log position of the change that asked for it.
     pub number: u64,
 }
 

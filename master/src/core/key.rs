@@ -12,7 +12,7 @@
 //! 0x21     session u64, request number u64           reply that may be asked for again
 //! 0x22     node u32                                  chunk server
 //! 0x23     inode u64                                 orphan: no name any more, still open or not yet purged
-//! 0x24     inode u64                                 cut: a truncate that still has to zero the rest of a chunk
+//! 0x24     inode u64                                 cut: what a truncate or punch still has to do
 //! 0x25     due u64 (i64 + 2^63), chunk u64           replicas to delete, earliest first
 //! 0x30                                               marks up to which ids may be in use
 //! 0x31                                               counters
@@ -46,7 +46,7 @@ pub enum Key {
     Node(NodeId),
     /// An inode without a name that is still open or not yet purged.
     Orphan(InodeId),
-    /// A truncate that is not finished.
+    /// A truncate or punch that is not finished.
     Cut(InodeId),
     /// Replicas to delete.
     Reclaim(UnixNanos, ChunkId),
@@ -228,7 +228,7 @@ impl Range {
         Self::all(ORPHAN)
     }
 
-    /// All truncates that are not finished.
+    /// All truncates and punches that are not finished.
     pub fn cuts() -> Self {
         Self::all(CUT)
     }

@@ -21,7 +21,7 @@ pub struct Outcome {
     pub opens: Vec<OpenChange>,
     /// How the totals change.
     pub totals: Delta,
-    /// A chunk's tail that has to be zeroed before the caller is told.
+    /// What has to be finished before the caller is told.
     pub cut: Option<CutIntent>,
     /// Orphans that nobody has open, too large to go in one step.
     pub purgeable: Vec<InodeId>,

@@ -10,12 +10,12 @@ use crate::core::care::{ChunkFacts, CutIntent, NodeFacts, PurgeProgress, Reclaim
 use crate::core::key::{Key, Range};
 use crate::core::op;
 use crate::core::outcome::{Body, Outcome};
-use crate::core::record::{Chunk, Inode, Record};
+use crate::core::record::{Chunk, Inode, Record, ZeroPart};
 
 /// Most chunks that are looked up among those handed out for deletion; above that the memory of them starts anew, and
 /// some deletions are ordered twice.
 const RECLAIMS_GIVEN_MAX: usize = 200_000;
-/// A truncate that is not finished after this is taken over by the caretaker.
+/// A truncate or punch that is not finished after this is taken over by the caretaker.
 const CUT_AGE_NS: i64 = 15_000_000_000;
 
 /// What is recorded of one inode.
@@ -29,11 +29,15 @@ pub struct Info {
     pub more_chunks: bool,
 }
 
-/// A chunk whose rest is to be zeroed.
+/// What is next for a truncate or punch that is not finished.
 #[derive(Clone, Debug)]
-pub(super) struct ChunkToCut {
-    pub(super) chunk_size_log2: u32,
-    pub(super) chunk: Arc<Chunk>,
+pub(super) enum CutStep {
+    /// Nothing: it is done, or the file is gone.
+    Done,
+    /// The same again: some chunks were dropped, and there may be more.
+    Dropped,
+    /// To have the primary zero a part of a chunk, and then to say that the cut is done.
+    Zero { zero: ZeroPart, chunk_size_log2: u32, chunk: Arc<Chunk> },
 }
 
 impl Executor {
@@ -162,7 +166,7 @@ impl Executor {
         })
     }
 
-    /// Returns up to `limit` truncates that still have to zero a chunk's tail and that nobody is at work on any more.
+    /// Returns up to `limit` truncates and punches that are not finished and that nobody is at work on any more.
     ///
     /// # Errors
     ///
@@ -174,8 +178,7 @@ impl Executor {
             Ok(cuts
                 .filter_map(|(key, record)| match (key, record) {
                     (Key::Cut(inode), Record::Cut(cut)) if cut.since.0 < before || cut.since > owner.clock.wall() => {
-                        let (index, from, to) = (cut.index, cut.from, cut.to);
-                        Some(CutIntent { inode, index, from, to, number: cut.seq.0 })
+                        Some(CutIntent { inode, number: cut.seq.0 })
                     }
                     _ => None,
                 })
@@ -183,7 +186,7 @@ impl Executor {
         })
     }
 
-    /// Records that the tail was zeroed.
+    /// Records that the part was zeroed.
     ///
     /// # Errors
     ///
@@ -193,26 +196,55 @@ impl Executor {
         self.with(move |owner| owner.internal(|view| op::cut_done(view, &cut)).map(|_| ()))
     }
 
-    /// Returns the chunk a pending truncate has to cut, whatever else waits for that; `None` if it is gone.
+    /// Drops some of the chunks that a truncate or punch has left, or says what else it needs.
     ///
     /// # Errors
     ///
     /// [`FsError::Io`].
-    pub(super) fn chunk_to_cut(&self, cut: &CutIntent) -> Result<Option<ChunkToCut>, FsError> {
+    pub(super) fn cut_step(&self, cut: &CutIntent) -> Result<CutStep, FsError> {
         let cut = cut.clone();
         self.with(move |owner| {
-            let found = std::cell::RefCell::new(None);
+            let now = owner.clock.wall();
+            let found = std::cell::RefCell::new(CutStep::Done);
             owner.internal(|view| {
-                let is_pending = matches!(view.find(&Key::Cut(cut.inode))?,
-                    Some(Record::Cut(pending)) if pending.seq.0 == cut.number);
-                if is_pending && let Some(Record::Chunk(chunk)) = view.find(&Key::Chunk(cut.inode, cut.index))? {
-                    let chunk_size_log2 = view.inode(cut.inode)?.chunk_size_log2;
-                    *found.borrow_mut() = Some(ChunkToCut { chunk_size_log2, chunk });
+                let Some(pending) = op::pending(view, &cut)? else { return Ok(Outcome::new(view)) };
+                if pending.drops.is_some() {
+                    *found.borrow_mut() = CutStep::Dropped;
+                    return op::drop_more(view, now, &cut, op::DROPPED_AT_ONCE);
                 }
+                let Some(zero) = pending.zero else { return op::cut_done(view, &cut) };
+                let Some(Record::Chunk(chunk)) = view.find(&Key::Chunk(cut.inode, zero.index))? else {
+                    return op::cut_done(view, &cut);
+                };
+                let chunk_size_log2 = view.inode(cut.inode)?.chunk_size_log2;
+                *found.borrow_mut() = CutStep::Zero { zero, chunk_size_log2, chunk };
                 Ok(Outcome::new(view))
             })?;
             Ok(found.into_inner())
         })
+    }
+
+    /// Raises the version of a chunk, durably, and returns it as it is now; `None` if it is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Io`].
+    pub(super) fn raise_version(&self, inode: InodeId, index: ChunkIndex) -> Result<Option<Arc<Chunk>>, FsError> {
+        let (chunk, durable_first) = self.with(move |owner| {
+            let applied = owner.internal(|view| op::raise_version(view, inode, index))?;
+            let found = std::cell::RefCell::new(None);
+            owner.internal(|view| {
+                if let Some(Record::Chunk(chunk)) = view.find(&Key::Chunk(inode, index))? {
+                    *found.borrow_mut() = Some(chunk);
+                }
+                Ok(Outcome::new(view))
+            })?;
+            Ok((found.into_inner(), applied.durable_first))
+        })?;
+        if durable_first.0 > 0 {
+            self.wait_durable(durable_first)?;
+        }
+        Ok(chunk)
     }
 
     /// Returns up to `limit` chunk records after `after` in order of (inode, index); `None` starts at the beginning.

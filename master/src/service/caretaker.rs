@@ -5,7 +5,7 @@
 //!   deletions that were reported as done  ──▶ records dropped
 //!   replicas that are due                 ──▶ delete queues of the nodes (told with the next pulse)
 //!   orphans that nobody has open          ──▶ purged, some chunks at a time
-//!   truncates that a crash left undone    ──▶ finished at the primary
+//!   truncates that a crash left undone    ──▶ finished, at the primary if a chunk is to be zeroed
 //!   sessions whose lease ran out          ──▶ ended
 //!   chunk records, some thousand of them  ──▶ counted: too few online replicas, replicas by node
 //!   gauges                                ──▶ set
@@ -213,8 +213,8 @@ impl Caretaker {
                 if stopping.load(Ordering::Relaxed) {
                     break;
                 }
-                match cut::finish(&shared, &cut) {
-                    Ok(()) => tracing::info!(inode = %cut.inode, index = %cut.index, "finished a truncate"),
+                match cut::take_over(&shared, &cut) {
+                    Ok(()) => tracing::info!(inode = %cut.inode, "finished a truncate or punch"),
                     // The next ones may be at other chunk servers.
                     Err(error) => result = Err(error),
                 }

@@ -8,7 +8,7 @@ use dfs_proto::{BootSession, ClusterId, Kind, Name, SessionId, UnixNanos};
 use parking_lot::RwLock;
 use prometheus::TextEncoder;
 
-use super::super::config::{EngineKind, MasterConfig};
+use super::super::config::{Deadlines, EngineKind, MasterConfig};
 use super::super::data_plane::DataPlane;
 use super::super::executor::Executor;
 use super::super::metrics::MasterMetrics;
@@ -67,6 +67,8 @@ impl Bench {
         .expect("starts");
         let shared = Arc::new(Shared {
             config,
+            deadlines: Deadlines::default(),
+            is_serving: AtomicBool::new(true),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             cluster: ClusterId([1; 16]),
             grant_key: GrantKey::new([2; 32]),

@@ -19,11 +19,7 @@ use crate::core::session::Reply;
 
 /// Most connections: some for each of many mounts.
 const CONNECTIONS_MAX: usize = 4_096;
-/// How long a peer may take for its hello.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a call waits for a truncate of the same file before the mount is told to try again.
-const CUT_WAIT: Duration = Duration::from_secs(5);
-/// How often it looks.
+/// How often a call looks whether the truncate that it waits for is finished.
 const CUT_POLL: Duration = Duration::from_millis(2);
 /// Tries to get a file out of its inline content against others who change it.
 const LEAVE_INLINE_TRIES: usize = 8;
@@ -52,10 +48,10 @@ fn serve(shared: &Shared, mut connection: Connection) -> Result<(), WireError> {
         session: SessionId(0),
     };
     let allowed = [pb::Role::Mount, pb::Role::ChunkServer];
-    let peer: Peer = accept_hello(&mut connection, &own, &allowed, HELLO_TIMEOUT)?;
+    let peer: Peer = accept_hello(&mut connection, &own, &allowed, shared.deadlines.hello)?;
     let mut client = Client { shared, session: peer.session, may_ask: peer.role == pb::Role::Mount };
     loop {
-        let frame = connection.recv(None)?;
+        let frame = connection.recv(Some(Instant::now() + shared.deadlines.idle))?;
         let started = Instant::now();
         if frame.kind != FrameKind::MetaRequest {
             return Err(WireError::Malformed(format!("{:?} where a request was expected", frame.kind)));
@@ -136,7 +132,7 @@ impl Client<'_> {
     }
 
     fn call(&self, call: Call) -> (Result<(Reply, Vec<pb::ChunkLocation>), FsError>, Seq) {
-        let deadline = Instant::now() + CUT_WAIT;
+        let deadline = Instant::now() + self.shared.deadlines.cut_wait;
         let mut tries = 0;
         loop {
             let answered = self.shared.executor.call(call.clone());
@@ -158,8 +154,8 @@ impl Client<'_> {
             if let Some(intent) = &answered.cut
                 && let Err(error) = cut::finish(self.shared, intent)
             {
-                // The new size holds, and nobody is shown the chunk before the caretaker has finished.
-                tracing::warn!(inode = %intent.inode, index = %intent.index, %error, "a truncate is left to the caretaker");
+                // The change holds, and nobody is shown the chunks before the caretaker has finished.
+                tracing::warn!(inode = %intent.inode, %error, "a truncate or punch is left to the caretaker");
             }
             let result = answered.result.and_then(|reply| {
                 let locations = self.locations(&reply.body)?;

@@ -1,6 +1,7 @@
 //! Settings of a master, and what can go wrong at its start.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use crate::store::EngineKind;
 
@@ -48,6 +49,30 @@ impl Default for MasterConfig {
             sync_interval_ms: 5,
             session_ms: 60_000,
             reclaim_window_ms: 3_000,
+        }
+    }
+}
+
+/// How long things may take that nobody sets: tests have less patience.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// What a truncate has left to do, a chunk's primary above all. After that the caretaker goes on with it.
+    pub cut: Duration,
+    /// Another call's wait for a truncate of the same file. After that the mount is told to try again.
+    pub cut_wait: Duration,
+    /// A peer's hello.
+    pub hello: Duration,
+    /// Silence on a connection. Mounts that live say something every few seconds, on each connection they use.
+    pub idle: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            cut: Duration::from_secs(10),
+            cut_wait: Duration::from_secs(5),
+            hello: Duration::from_secs(5),
+            idle: Duration::from_secs(600),
         }
     }
 }

@@ -13,6 +13,14 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle connections kept for one address.
 const IDLE_MAX: usize = 4;
 
+/// Why a call was not answered with what it asked for.
+#[derive(Debug)]
+pub(super) struct CallFailed {
+    pub(super) error: FsError,
+    /// It was sent and not answered: the server may carry it out later.
+    pub(super) may_still_run: bool,
+}
+
 /// Connections to chunk servers.
 pub struct DataPlane {
     identity: Identity,
@@ -31,23 +39,26 @@ impl DataPlane {
     ///
     /// # Errors
     ///
-    /// What the server says; [`FsError::NoReplica`] if it cannot be reached.
+    /// [`CallFailed`]: what the server says; [`FsError::NoReplica`] if it cannot be reached.
     pub(super) fn call(
         &self,
         address: &str,
         request: &pb::DataRequest,
         payload: &[u8],
-    ) -> Result<(pb::DataReply, Bytes), FsError> {
-        let unreachable = |error: &dyn std::fmt::Display| FsError::NoReplica(format!("{address}: {error}"));
+    ) -> Result<(pb::DataReply, Bytes), CallFailed> {
+        let unreachable = |error: &dyn std::fmt::Display, may_still_run| CallFailed {
+            error: FsError::NoReplica(format!("{address}: {error}")),
+            may_still_run,
+        };
         let pooled = self.idle.lock().get_mut(address).and_then(Vec::pop);
         let mut connection = match pooled {
             Some(connection) => connection,
-            None => self.dial(address).map_err(|error| unreachable(&error))?,
+            None => self.dial(address).map_err(|error| unreachable(&error, false))?,
         };
         let deadline = Some(Instant::now() + CALL_TIMEOUT);
         let (reply, payload): (pb::DataReply, Bytes) = connection
             .call(FrameKind::DataRequest, FrameKind::DataReply, request, payload, deadline)
-            .map_err(|error| unreachable(&error))?;
+            .map_err(|error| unreachable(&error, true))?;
         let mut idle = self.idle.lock();
         let pool = idle.entry(address.to_owned()).or_default();
         if pool.len() < IDLE_MAX {
@@ -55,7 +66,7 @@ impl DataPlane {
         }
         drop(idle);
         match reply.failure {
-            Some(failure) => Err(failure.into()),
+            Some(failure) => Err(CallFailed { error: failure.into(), may_still_run: false }),
             None => Ok((reply, payload)),
         }
     }

@@ -75,7 +75,7 @@ pub struct Answered {
     pub result: Result<Reply, FsError>,
     /// Everything up to here is on stable media, as far as the session may be told.
     pub durable: Seq,
-    /// A chunk's tail that must be zeroed before the mount is told.
+    /// What must be finished before the mount is told.
     pub cut: Option<CutIntent>,
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use dfs_proto::NodeId;
@@ -23,13 +24,22 @@ use crate::core::care::{NodeFacts, SessionFacts};
 /// If the address cannot be bound.
 pub async fn serve(shared: Arc<Shared>, address: &str) -> std::io::Result<SocketAddr> {
     let for_health = Arc::clone(&shared);
-    let health: dfs_telemetry::Health = Arc::new(move || for_health.executor.failure().map_or(Ok(()), Err));
+    let health: dfs_telemetry::Health = Arc::new(move || is_healthy(&for_health));
     let registry = shared.metrics.registry();
     let discovery = Arc::new(Discovery { shared, own: OnceLock::new() });
     let page = Router::new().route("/sd", get(targets)).with_state(Arc::clone(&discovery));
     let bound = dfs_telemetry::serve(address, registry, health, page).await?;
     discovery.own.get_or_init(|| bound);
     Ok(bound)
+}
+
+/// Returns whether the master serves, or why not.
+fn is_healthy(shared: &Shared) -> Result<(), String> {
+    match shared.executor.failure() {
+        Some(reason) => Err(reason),
+        None if shared.is_serving.load(Ordering::Acquire) => Ok(()),
+        None => Err("starting or stopping".into()),
+    }
 }
 
 struct Discovery {

@@ -2,15 +2,16 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use dfs_proto::env::{Clock, SystemClock, random_u64};
 use dfs_proto::wire::Listener;
-use dfs_proto::{BootSession, ClusterId};
+use dfs_proto::{BootSession, ClusterId, Seq};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use super::config::{EngineKind, MasterConfig, MasterError};
+use super::config::{Deadlines, EngineKind, MasterConfig, MasterError};
 use super::data_dir::{ClusterIdentity, DataDir};
 use super::data_plane::DataPlane;
 use super::executor::Executor;
@@ -18,7 +19,6 @@ use super::metrics::MasterMetrics;
 use super::{Shared, caretaker, clients, http, nodes};
 use crate::core::node_table::NodeTable;
 use crate::store::{self, MetaStore};
-use dfs_proto::Seq;
 
 /// How long services get to end when the master stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -51,6 +51,15 @@ impl Master {
     ///
     /// [`MasterError`], with the directory or address in its text.
     pub fn start(config: MasterConfig) -> Result<Self, MasterError> {
+        Self::start_with(config, Deadlines::default())
+    }
+
+    /// As [`Self::start`], with other deadlines: tests have less patience.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`].
+    pub fn start_with(config: MasterConfig, deadlines: Deadlines) -> Result<Self, MasterError> {
         let listen_at = config.listen.clone();
         let (host, port) = split_address(&listen_at)?;
         let data = DataDir::open(&config.data)?;
@@ -64,7 +73,9 @@ impl Master {
         let boot = BootSession(random_u64());
         let shared = Arc::new(Shared {
             started: clock.mono(),
+            is_serving: AtomicBool::new(false),
             config,
+            deadlines,
             clock,
             cluster: identity.cluster,
             grant_key: identity.grant_key,
@@ -96,6 +107,7 @@ impl Master {
         let (stopping, stop) = watch::channel(false);
         runtime.spawn(caretaker::run(Arc::clone(&shared), stop));
         let hot = clients::start(Arc::clone(&shared), &listen_at).map_err(listen(&listen_at))?;
+        shared.is_serving.store(true, Ordering::Release);
         let addresses = Addresses { hot: hot.address(), control, http };
         tracing::info!(
             cluster = %shared.cluster,
@@ -125,6 +137,7 @@ impl Master {
 
 impl Drop for Master {
     fn drop(&mut self) {
+        self.shared.is_serving.store(false, Ordering::Release);
         self.hot.stop();
         // Nobody listens any more if the caretaker ended by itself.
         let _ = self.stopping.send(true);

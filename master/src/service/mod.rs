@@ -28,28 +28,31 @@ mod owner;
 mod records;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use dfs_proto::env::Clock;
 use dfs_proto::grant::GrantKey;
 use dfs_proto::{BootSession, ClusterId, MonoMs};
 use parking_lot::RwLock;
 
-
-
 use crate::core::node_table::NodeTable;
-use config::MasterConfig;
+use config::{Deadlines, MasterConfig};
 use executor::Executor;
 
 /// What every service of one running master holds.
 pub struct Shared {
     /// The settings it was started with.
     pub config: MasterConfig,
+    /// How long things may take.
+    pub deadlines: Deadlines,
     /// The clocks.
     pub clock: Arc<dyn Clock>,
     /// The cluster.
     pub cluster: ClusterId,
     /// Seals grants; handed to each chunk server that registers.
     pub grant_key: GrantKey,
+    /// All planes are up, and the master is not stopping.
+    pub is_serving: AtomicBool,
     /// This run of the process.
     pub boot: BootSession,
     /// When it started.

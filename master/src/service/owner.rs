@@ -44,7 +44,7 @@ pub(super) struct Answer {
     pub(super) durable_first: Seq,
     /// What the session may be told is durable, at most; `None`: everything that is.
     pub(super) durable_max: Option<Seq>,
-    /// A chunk's tail to zero before the caller is told.
+    /// What to finish before the caller is told.
     pub(super) cut: Option<CutIntent>,
 }
 

@@ -9,10 +9,17 @@ use crate::core::outcome::Outcome;
 use crate::core::record::{Chunk, Inode, Reclaim, Record};
 use crate::core::view::{Stop, View};
 
+/// First and last index, both inclusive.
+pub(super) type IndexRange = (ChunkIndex, ChunkIndex);
+
+/// Most chunks that a truncate or punch drops in its own batch, and in each one after it.
+pub const DROPPED_AT_ONCE: usize = 512;
+/// The range of all chunks of a file.
+pub(super) const ALL: IndexRange = (ChunkIndex(0), ChunkIndex(u32::MAX));
 /// Files with up to so many chunks are dropped without a scan, if they have no holes.
 const PROBED_MAX: u64 = 8;
 
-/// Drops all chunks of `inode`, and returns how many there were.
+/// Drops all chunks of `inode`, which are few, and returns how many there were.
 ///
 /// # Errors
 ///
@@ -31,10 +38,11 @@ pub(super) fn drop_all(outcome: &mut Outcome, view: &View<'_>, now: UnixNanos, i
             return Ok(inode.chunks);
         }
     }
-    drop_range(outcome, view, now, inode.id, (ChunkIndex(0), ChunkIndex(u32::MAX)), usize::MAX)
+    Ok(drop_range(outcome, view, now, inode.id, ALL, usize::MAX)?.0)
 }
 
-/// Drops up to `limit` chunks of `inode` with indexes from `first` to `last` (both inclusive), and returns how many.
+/// Drops up to `limit` chunks of `inode` with indexes from `first` to `last` (both inclusive). Returns how many, and the
+/// range that may have more.
 ///
 /// # Errors
 ///
@@ -44,9 +52,9 @@ pub(super) fn drop_range(
     view: &View<'_>,
     now: UnixNanos,
     inode: InodeId,
-    (first, last): (ChunkIndex, ChunkIndex),
+    (first, last): IndexRange,
     limit: usize,
-) -> Result<u64, Stop> {
+) -> Result<(u64, Option<IndexRange>), Stop> {
     let found = view.scan(Range::chunks(inode, first, last, limit))?;
     for (key, record) in found.iter() {
         let Record::Chunk(chunk) = record else {
@@ -54,7 +62,13 @@ pub(super) fn drop_range(
         };
         drop_one(outcome, view, now, key.clone(), chunk);
     }
-    Ok(found.len() as u64)
+    let left = match found.last() {
+        Some((Key::Chunk(_, index), _)) if found.len() >= limit && *index < last => {
+            Some((ChunkIndex(index.0 + 1), last))
+        }
+        _ => None,
+    };
+    Ok((found.len() as u64, left))
 }
 
 /// The id dies with the record; the replicas are deleted once the delay is over.

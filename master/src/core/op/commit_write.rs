@@ -23,7 +23,7 @@ pub(super) fn commit_write(view: &View<'_>, now: UnixNanos, request: &CommitWrit
     open::check_file(file.kind)?;
     check(&file, request)?;
     let mut outcome = Outcome::new(view);
-    mark_written(&mut outcome, view, request)?;
+    mark_written(&mut outcome, view, &file, request)?;
     let size = match &request.content {
         Some(content) => {
             let seq = outcome.seq();
@@ -77,11 +77,19 @@ fn check(file: &Inode, request: &CommitWrite) -> Result<(), FsError> {
 }
 
 /// From here on an absent replica of these chunks is a lost one.
-fn mark_written(outcome: &mut Outcome, view: &View<'_>, request: &CommitWrite) -> Result<(), Stop> {
+fn mark_written(outcome: &mut Outcome, view: &View<'_>, file: &Inode, request: &CommitWrite) -> Result<(), Stop> {
+    let gone = || FsError::Stale("a chunk that was written is gone");
+    if file.is_cut_pending
+        && !request.written.is_empty()
+        && let Some(Record::Cut(cut)) = view.find(&Key::Cut(file.id))?
+        && request.written.iter().any(|index| cut.drops(*index))
+    {
+        return Err(gone().into());
+    }
     let keys: Vec<Key> = request.written.iter().map(|index| Key::Chunk(request.inode, *index)).collect();
     for (key, record) in keys.iter().zip(view.find_all(&keys)?) {
         let Some(Record::Chunk(chunk)) = record else {
-            return Err(FsError::Stale("a chunk that was written is gone").into());
+            return Err(gone().into());
         };
         if !chunk.is_written {
             let written = Chunk { is_written: true, seq: outcome.seq(), ..Chunk::clone(&chunk) };

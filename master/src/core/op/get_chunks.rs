@@ -12,7 +12,7 @@ use crate::core::view::{Stop, View};
 ///
 /// # Errors
 ///
-/// [`CUT_PENDING`] if a truncate still has to zero the rest of one of them: until then it shows bytes that are gone.
+/// [`CUT_PENDING`] if a truncate or punch has yet to zero or drop one of them: until then it shows bytes that are gone.
 /// [`FsError::NoEntry`], [`FsError::IsDirectory`], [`FsError::Invalid`]; [`Stop`].
 pub(super) fn get_chunks(view: &View<'_>, inode: InodeId, first: ChunkIndex, count: u32) -> Result<Outcome, Stop> {
     let file = view.inode(inode)?;
@@ -39,7 +39,7 @@ pub(super) fn get_inline(view: &View<'_>, inode: InodeId) -> Result<Outcome, Sto
     Ok(Outcome::read(view, Body::Inline { inode: file, content }))
 }
 
-/// Refuses a range with a chunk that is yet to be cut.
+/// Refuses a range with a chunk that is yet to be cut or dropped.
 ///
 /// # Errors
 ///
@@ -55,7 +55,7 @@ pub(super) fn check_no_cut(
         return Ok(());
     }
     match view.find(&Key::Cut(inode))? {
-        Some(Record::Cut(cut)) if cut.index >= first && cut.index.0 - first.0 < count => Err(CUT_PENDING.into()),
+        Some(Record::Cut(cut)) if cut.hides(first, count) => Err(CUT_PENDING.into()),
         Some(_) => Ok(()),
         None => Err(FsError::Io(format!("inode {inode} has a cut pending but no record of it")).into()),
     }

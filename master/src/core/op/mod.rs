@@ -7,7 +7,7 @@
 mod allocate_chunks;
 mod chunk_list;
 mod commit_write;
-mod cut_done;
+mod cut;
 mod entry;
 mod get_chunks;
 mod link;
@@ -17,6 +17,7 @@ mod node;
 mod open;
 mod punch_chunks;
 mod purge;
+mod raise_version;
 mod readdir;
 mod reclaim;
 mod removal;
@@ -31,9 +32,11 @@ mod xattr;
 
 use dfs_proto::{FsError, InodeId, UnixNanos};
 
-pub use cut_done::cut_done;
+pub use chunk_list::DROPPED_AT_ONCE;
+pub use cut::{cut_done, drop_more, pending};
 pub use node::register_node;
 pub use purge::purge;
+pub use raise_version::raise_version;
 pub use reclaim::reclaim_done;
 pub use root::make_root;
 pub use session_open::session_open;

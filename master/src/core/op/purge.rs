@@ -1,6 +1,6 @@
 //! The purge of orphans that nobody has open, in bounded steps.
 
-use dfs_proto::{ChunkIndex, FsError, InodeId, UnixNanos};
+use dfs_proto::{FsError, InodeId, UnixNanos};
 
 use super::{chunk_list, removal};
 use crate::core::key::{Key, Range};
@@ -24,8 +24,7 @@ pub fn purge(view: &View<'_>, now: UnixNanos, id: InodeId, limit: usize) -> Resu
         return Err(FsError::Io(format!("orphan {id} has no inode")).into());
     };
     if orphan.chunks > 0 {
-        let all = (ChunkIndex(0), ChunkIndex(u32::MAX));
-        let dropped = chunk_list::drop_range(&mut outcome, view, now, id, all, limit)?;
+        let (dropped, _) = chunk_list::drop_range(&mut outcome, view, now, id, chunk_list::ALL, limit)?;
         if dropped < orphan.chunks {
             outcome.edit(view, id, |inode| inode.chunks -= dropped)?;
             outcome.purgeable.push(id);

@@ -3,11 +3,10 @@
 use bytes::{Bytes, BytesMut};
 use dfs_proto::{ChunkIndex, FsError, UnixNanos, limits};
 
-use super::{CUT_PENDING, MUST_LEAVE_INLINE, chunk_list, open};
-use crate::core::care::CutIntent;
+use super::{CUT_PENDING, MUST_LEAVE_INLINE, chunk_list, cut, open};
 use crate::core::key::Key;
 use crate::core::outcome::{Body, Outcome};
-use crate::core::record::{Cut, Inline, Inode, Record};
+use crate::core::record::{Cut, Inline, Inode, Record, ZeroPart};
 use crate::core::request::{SetAttr, SetTime};
 use crate::core::view::{Stop, View};
 
@@ -70,19 +69,23 @@ fn resize(outcome: &mut Outcome, view: &View<'_>, now: UnixNanos, before: &Inode
     if before.is_cut_pending {
         return Err(CUT_PENDING.into());
     }
-    let mut dropped = 0;
+    let (mut dropped, mut drops, mut zero) = (0, None, None);
     let mut is_inline = before.is_inline;
-    let mut is_cut_pending = false;
     if size != before.size {
         if before.is_inline {
             is_inline = resize_inline(outcome, view, before, size)?;
             // Chunks of a file that is still inline belong to a write that was never committed.
-            dropped = drop_from(outcome, view, now, before, 0)?;
+            (dropped, drops) = drop_from(outcome, view, now, before, 0)?;
         } else if size < before.size {
             is_inline = size == 0;
-            dropped = drop_from(outcome, view, now, before, size.div_ceil(before.chunk_size()))?;
-            is_cut_pending = cut(outcome, view, now, before, size)?;
+            (dropped, drops) = drop_from(outcome, view, now, before, size.div_ceil(before.chunk_size()))?;
+            zero = to_zero(view, before, size)?;
         }
+    }
+    let is_cut_pending = drops.is_some() || zero.is_some();
+    if is_cut_pending {
+        let seq = outcome.seq();
+        cut::leave(outcome, before.id, Cut { drops, zero, since: now, seq });
     }
     outcome.edit(view, before.id, |inode| {
         inode.data_version += u64::from(size != before.size);
@@ -120,31 +123,33 @@ fn resize_inline(outcome: &mut Outcome, view: &View<'_>, before: &Inode, size: u
     Ok(true)
 }
 
-fn drop_from(outcome: &mut Outcome, view: &View<'_>, now: UnixNanos, before: &Inode, first: u64) -> Result<u64, Stop> {
-    match u32::try_from(first) {
-        Ok(0) => chunk_list::drop_all(outcome, view, now, before),
-        Ok(first) if before.chunks > 0 => {
-            let range = (ChunkIndex(first), ChunkIndex(u32::MAX));
-            chunk_list::drop_range(outcome, view, now, before.id, range, usize::MAX)
-        }
-        _ => Ok(0),
+/// Drops the chunks from index `first` on: those of one batch. Returns how many, and the range of those that are left.
+fn drop_from(
+    outcome: &mut Outcome,
+    view: &View<'_>,
+    now: UnixNanos,
+    before: &Inode,
+    first: u64,
+) -> Result<(u64, Option<chunk_list::IndexRange>), Stop> {
+    let Ok(first) = u32::try_from(first) else { return Ok((0, None)) };
+    if before.chunks == 0 {
+        return Ok((0, None));
     }
+    if first == 0 && before.chunks <= chunk_list::DROPPED_AT_ONCE as u64 {
+        return Ok((chunk_list::drop_all(outcome, view, now, before)?, None));
+    }
+    let range = (ChunkIndex(first), ChunkIndex(u32::MAX));
+    chunk_list::drop_range(outcome, view, now, before.id, range, chunk_list::DROPPED_AT_ONCE)
 }
 
-/// Notes that the rest of the chunk at the new end is to be zeroed, if there is such a chunk, so that a later growth
+/// Returns the rest of the chunk at the new end, if there is such a chunk: it is to be zeroed, so that a later growth
 /// shows zeros there.
-fn cut(outcome: &mut Outcome, view: &View<'_>, now: UnixNanos, before: &Inode, size: u64) -> Result<bool, Stop> {
+fn to_zero(view: &View<'_>, before: &Inode, size: u64) -> Result<Option<ZeroPart>, Stop> {
     let (index, from) = (size / before.chunk_size(), size % before.chunk_size());
     if from == 0 || before.chunks == 0 {
-        return Ok(false);
+        return Ok(None);
     }
     let index = ChunkIndex(u32::try_from(index).map_err(|_| FsError::FileTooBig)?);
-    if view.find(&Key::Chunk(before.id, index))?.is_none() {
-        return Ok(false);
-    }
-    let (from, to) = (from as u32, before.chunk_size() as u32);
-    let seq = outcome.seq();
-    outcome.put(Key::Cut(before.id), Record::Cut(Cut { index, from, to, since: now, seq }));
-    outcome.cut = Some(CutIntent { inode: before.id, index, from, to, number: seq.0 });
-    Ok(true)
+    let exists = view.find(&Key::Chunk(before.id, index))?.is_some();
+    Ok(exists.then_some(ZeroPart { index, from: from as u32, to: before.chunk_size() as u32 }))
 }

@@ -36,7 +36,7 @@ pub struct Inode {
     pub chunks: u64,
     /// All content is in the inline record (absent if empty).
     pub is_inline: bool,
-    /// A truncate still has to zero the rest of a chunk: there is a cut record.
+    /// A truncate or punch is not finished: there is a cut record.
     pub is_cut_pending: bool,
     /// Directories: the directory that has this one's name.
     pub parent: InodeId,

@@ -30,7 +30,7 @@ use prost::Message;
 
 pub use chunk::Chunk;
 pub use counters::StoredCounters;
-pub use cut::Cut;
+pub use cut::{Cut, ZeroPart};
 pub use dentry::{CookieEntry, Dentry};
 pub use ids::IdMarks;
 pub use inline::Inline;

@@ -111,7 +111,12 @@ fn samples() -> Vec<(Key, Record, &'static str)> {
         (Key::Orphan(file), Record::Orphan(Orphan { seq: Seq(5) }), "010805"),
         (
             Key::Cut(file),
-            Record::Cut(Cut { index: ChunkIndex(1), from: 2, to: 3, since: UnixNanos(4), seq: Seq(5) }),
+            Record::Cut(Cut {
+                drops: None,
+                zero: Some(ZeroPart { index: ChunkIndex(1), from: 2, to: 3 }),
+                since: UnixNanos(4),
+                seq: Seq(5),
+            }),
             "010801100218032104000000000000002805",
         ),
         (

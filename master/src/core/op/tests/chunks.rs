@@ -7,7 +7,7 @@ use super::world::World;
 use crate::core::key::Key;
 use crate::core::op::{self, CUT_PENDING};
 use crate::core::outcome::Body;
-use crate::core::record::Record;
+use crate::core::record::{Record, ZeroPart};
 use crate::core::request::{CommitWrite, Request};
 
 fn file() -> (World, InodeId) {
@@ -45,6 +45,16 @@ fn chunked(chunks: u32) -> (World, InodeId) {
     commit(&mut world, inode, &all, u64::from(chunks) * CHUNK_SIZE).expect("committed");
     world.check_invariants();
     (world, inode)
+}
+
+/// What the only cut record says: chunks to drop, and what to zero.
+type Pending = (Option<(ChunkIndex, ChunkIndex)>, Option<ZeroPart>);
+
+fn pending(world: &World) -> Option<Pending> {
+    world.records().find_map(|(_, record)| match record {
+        Record::Cut(cut) => Some((cut.drops, cut.zero)),
+        _ => None,
+    })
 }
 
 #[test]
@@ -111,7 +121,8 @@ fn a_truncate_drops_whole_chunks_and_leaves_a_cut_for_the_rest() {
     world.check_invariants();
     assert_eq!(world.chunk_indexes(inode), [0, 1]);
     let cut = world.cut.take().expect("an intent");
-    assert_eq!((cut.index, cut.from, u64::from(cut.to)), (ChunkIndex(1), 10, CHUNK_SIZE));
+    let part = ZeroPart { index: ChunkIndex(1), from: 10, to: CHUNK_SIZE as u32 };
+    assert_eq!(pending(&world), Some((None, Some(part))));
 
     let get = |world: &mut World, first| world.ask(Request::GetChunks { inode, first: ChunkIndex(first), count: 1 });
     assert_eq!(get(&mut world, 1), Err(CUT_PENDING));
@@ -164,6 +175,110 @@ fn punched_chunks_become_holes() {
     let attributes = world.inode(inode).expect("there");
     assert_eq!((attributes.size, attributes.chunks, attributes.data_version), (CHUNK_SIZE * 4, 2, 3));
     world.check_invariants();
+}
+
+/// More chunks than two batches take.
+const MANY: u32 = 2 * op::DROPPED_AT_ONCE as u32 + 100;
+
+fn get(world: &mut World, inode: InodeId, first: u32, count: u32) -> Result<Vec<u64>, FsError> {
+    match world.ask(Request::GetChunks { inode, first: ChunkIndex(first), count })? {
+        Body::Chunks { chunks, .. } => {
+            Ok(chunks.iter().map(|(_, chunk)| chunk.as_ref().map_or(0, |c| c.id.0)).collect())
+        }
+        other => panic!("unexpected {other:?}"),
+    }
+}
+
+/// Carries on with the cut of `world` until nothing is left, and returns how many chunks each step dropped.
+fn drop_the_rest(world: &mut World) -> Vec<u64> {
+    let cut = world.cut.clone().expect("an intent");
+    let mut steps = Vec::new();
+    while pending(world).is_some_and(|(drops, _)| drops.is_some()) {
+        let before = world.counters.chunks;
+        world.run(|view, now| op::drop_more(view, now, &cut, op::DROPPED_AT_ONCE)).expect("dropped");
+        world.check_invariants();
+        steps.push(before - world.counters.chunks);
+    }
+    steps
+}
+
+#[test]
+fn a_truncate_of_very_many_chunks_is_seen_at_once_and_done_in_bounded_steps() {
+    let (mut world, inode) = chunked(MANY);
+    let at_once = op::DROPPED_AT_ONCE as u64;
+    let size = CHUNK_SIZE + 10;
+    assert_eq!(world.set("/f", |set| set.size = Some(size)).expect("cut").size, size);
+    world.check_invariants();
+    assert_eq!(world.counters.chunks, u64::from(MANY) - at_once, "the first batch has its share and no more");
+    assert_eq!(drop_the_rest(&mut world), [at_once, u64::from(MANY) - 2 - 2 * at_once]);
+    assert_eq!(world.chunk_indexes(inode), [0, 1]);
+    assert_eq!(get(&mut world, inode, 1, 1), Err(CUT_PENDING), "the rest of the last chunk is yet to be zeroed");
+    let cut = world.cut.clone().expect("an intent");
+    world.run(|view, _| op::cut_done(view, &cut)).expect("done");
+    world.check_invariants();
+    assert_eq!(get(&mut world, inode, 0, 3).expect("shown")[2], 0);
+    assert_eq!(world.counters.reclaim_pending, 3 * (u64::from(MANY) - 2));
+}
+
+#[test]
+fn a_chunk_that_counts_as_gone_is_never_seen_again() {
+    let (mut world, inode) = chunked(MANY);
+    world.set("/f", |set| set.size = Some(0)).expect("emptied");
+    let (last, end) = (MANY - 1, u64::from(MANY) * CHUNK_SIZE);
+    assert!(world.chunk_indexes(inode).contains(&last), "its record is there still");
+    assert_eq!(get(&mut world, inode, last, 1), Err(CUT_PENDING));
+    assert_eq!(allocate(&mut world, inode, last, 1), Err(CUT_PENDING));
+    assert_eq!(world.set("/f", |set| set.size = Some(end)), Err(CUT_PENDING), "it may not grow back yet");
+    assert!(matches!(commit(&mut world, inode, &[last], 0), Err(FsError::Stale(_))), "nor come back by a late commit");
+    let cut = world.cut.clone().expect("an intent");
+    world.run(|view, _| op::cut_done(view, &cut)).expect("nothing");
+    assert_eq!(get(&mut world, inode, last, 1), Err(CUT_PENDING), "it is not done by saying so");
+    drop_the_rest(&mut world);
+    assert_eq!((pending(&world), world.counters.chunks), (None, 0));
+    world.set("/f", |set| set.size = Some(end)).expect("grows");
+    assert_eq!(get(&mut world, inode, last, 1), Ok(vec![0]), "a hole");
+    world.check_invariants();
+}
+
+#[test]
+fn small_content_can_be_written_while_the_old_chunks_go() {
+    let (mut world, inode) = chunked(MANY);
+    let version = world.set("/f", |set| set.size = Some(0)).expect("emptied").data_version;
+    let content = CommitWrite { inode, content: Some("new".into()), if_data_version: version, ..Default::default() };
+    world.ask(Request::CommitWrite(content)).expect("written");
+    drop_the_rest(&mut world);
+    assert_eq!(&world.content("/f").expect("read")[..], b"new");
+}
+
+#[test]
+fn very_many_chunks_are_punched_in_bounded_steps() {
+    let (mut world, inode) = chunked(MANY);
+    let punch = Request::PunchChunks { inode, first: ChunkIndex(1), count: u32::MAX, mtime: UnixNanos(0) };
+    world.ask(punch.clone()).expect("punched");
+    world.check_invariants();
+    assert_eq!(get(&mut world, inode, MANY - 1, 1), Err(CUT_PENDING));
+    assert_eq!(get(&mut world, inode, 0, 1).expect("kept").len(), 1);
+    assert_eq!(world.ask(punch), Err(CUT_PENDING));
+    assert!(matches!(commit(&mut world, inode, &[MANY - 1], 1), Err(FsError::Stale(_))), "a hole it stays");
+    drop_the_rest(&mut world);
+    assert_eq!(world.chunk_indexes(inode), [0]);
+    assert_eq!(world.inode(inode).expect("there").size, u64::from(MANY) * CHUNK_SIZE);
+}
+
+#[test]
+fn a_file_that_is_removed_while_its_chunks_go_leaves_nothing() {
+    let (mut world, inode) = chunked(MANY);
+    world.set("/f", |set| set.size = Some(CHUNK_SIZE)).expect("cut");
+    let (parent, name) = world.place("/f").expect("a place");
+    world.ask(Request::Unlink { parent, name }).expect("unlinked");
+    let cut = world.cut.clone().expect("an intent");
+    while world.purgeable.pop_first().is_some() {
+        world.run(|view, now| op::purge(view, now, inode, 200)).expect("purged");
+        world.check_invariants();
+        world.run(|view, now| op::drop_more(view, now, &cut, 100)).expect("dropped");
+        world.check_invariants();
+    }
+    assert_eq!((world.counters.inodes, world.counters.chunks, pending(&world)), (1, 0, None));
 }
 
 #[test]
