@@ -209,9 +209,9 @@ fn take_data_directory(data: &Path) -> anyhow::Result<File> {
 /// Makes or checks the mount point. A dead mount that a killed `up` of the same directory left there is taken away.
 fn take_mount_point(plan: &Plan, nonempty: bool) -> anyhow::Result<()> {
     let directory = &plan.mount_point;
-    if plan.data.starts_with(directory) {
+    if plan.data.starts_with(directory) || directory.starts_with(&plan.data) {
         return Err(refused(format!(
-            "the data directory {} lies inside the mount point {}: mounting would hide it",
+            "the data directory {} and the mount point {} must not lie inside one another",
             mount_point::shown(&plan.data),
             mount_point::shown(directory)
         )));
