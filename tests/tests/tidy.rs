@@ -131,7 +131,7 @@ fn each_outside_crate_is_known_in_one_place() {
         "fjall is known to its engine alone",
         uses(&files, not_below(&["master/src/store/embedded"]), &["fjall::", "use fjall"]),
     );
-    // The tests of a crate's outside (`tests/`) play its peers.
+    // The tests of a crate from outside (`tests/`) and its examples play its peers.
     let wire_shells = &[
         "proto/",
         "master/src/service/",
