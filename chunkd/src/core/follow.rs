@@ -9,6 +9,8 @@
 
 use dfs_proto::{FsError, NodeId, Version};
 
+use super::unit::SEQ_MAX;
+
 /// Whom a secondary follows, and how far it has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Follow {
@@ -60,10 +62,10 @@ impl Follow {
 
     /// Judges write `seq` of an activation that started above `base`. [`Self::check`] has passed.
     pub fn judge(&mut self, seq: u64, base: u64) -> Verdict {
-        let applied = *self.applied.get_or_insert(base);
-        if seq <= base {
+        if seq <= base || seq > SEQ_MAX {
             return Verdict::Refuse(FsError::Protocol(format!("write {seq} in an activation that began at {base}")));
         }
+        let applied = *self.applied.get_or_insert(base);
         if seq <= applied {
             return Verdict::Acknowledge;
         }

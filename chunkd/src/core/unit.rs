@@ -3,6 +3,9 @@
 use dfs_proto::Version;
 use dfs_proto::unit::ZERO_UNIT_CRC;
 
+/// No chunk sees so many writes: what comes with a larger seq is refused, so that counting on never overflows.
+pub const SEQ_MAX: u64 = 1 << 62;
+
 /// Which write a unit holds. Of two replicas of a chunk, the one with the larger stamp has the newer unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WriteStamp {

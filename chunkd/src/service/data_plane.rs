@@ -9,6 +9,7 @@ use bytes::Bytes;
 use dfs_proto::FsError;
 use dfs_proto::wire::pb::{self, data_reply, data_request};
 use dfs_proto::wire::{Connection, FrameKind, Peer, WireError, accept_hello};
+use parking_lot::Mutex;
 use prost::Message;
 
 use super::metrics::Operation;
@@ -16,10 +17,10 @@ use super::primary::admit;
 use super::shared::Shared;
 use super::{barrier, member, read, write};
 
-/// Connections, all together.
+/// Connections, all together, if there are descriptors enough.
 pub(super) const CONNECTIONS_MAX: usize = 2048;
-/// Connections of mounts; the rest is kept for other chunk servers and the master, without whom no write ends.
-const MOUNT_CONNECTIONS_MAX: usize = 1536;
+/// Read buffers that are kept, each of up to 1 MiB and a unit at both ends.
+const SPARE_BUFFERS_MAX: usize = 64;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const ROLES: [pb::Role; 3] = [pb::Role::Mount, pb::Role::Master, pb::Role::ChunkServer];
 
@@ -27,6 +28,25 @@ const ROLES: [pb::Role; 3] = [pb::Role::Mount, pb::Role::Master, pb::Role::Chunk
 pub(super) struct DataPlane {
     shared: Arc<Shared>,
     mounts: AtomicUsize,
+    mounts_max: usize,
+    /// Shared by all connections, most of which are idle.
+    spare_buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+/// One connection of a mount, until it is dropped.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize, max: usize) -> Option<Self> {
+        let counted = Self(count);
+        (count.fetch_add(1, Ordering::Relaxed) < max).then_some(counted)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 enum Payload {
@@ -37,8 +57,11 @@ enum Payload {
 }
 
 impl DataPlane {
-    pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, mounts: AtomicUsize::new(0) }
+    /// Of `connections_max` connections a quarter is kept for other chunk servers and the master, without whom no write
+    /// ends.
+    pub fn new(shared: Arc<Shared>, connections_max: usize) -> Self {
+        let mounts_max = connections_max / 4 * 3;
+        Self { shared, mounts: AtomicUsize::new(0), mounts_max, spare_buffers: Mutex::default() }
     }
 
     /// Serves one connection until it ends.
@@ -50,20 +73,21 @@ impl DataPlane {
                 return;
             }
         };
-        let is_mount = peer.role == pb::Role::Mount;
-        if is_mount && self.mounts.fetch_add(1, Ordering::Relaxed) >= MOUNT_CONNECTIONS_MAX {
-            tracing::warn!(peer = %connection.peer(), "too many connections of mounts: closed one");
-        } else if let Err(error) = self.serve_requests(&mut connection, &peer) {
+        let _counted = if peer.role == pb::Role::Mount {
+            let Some(counted) = Counted::new(&self.mounts, self.mounts_max) else {
+                tracing::warn!(peer = %connection.peer(), "too many connections of mounts: closed one");
+                return;
+            };
+            Some(counted)
+        } else {
+            None
+        };
+        if let Err(error) = self.serve_requests(&mut connection, &peer) {
             tracing::debug!(peer = %connection.peer(), %error, "connection ended");
-        }
-        if is_mount {
-            self.mounts.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     fn serve_requests(&self, connection: &mut Connection, peer: &Peer) -> Result<(), WireError> {
-        // Kept from read to read: a fresh buffer of 1 MiB costs as much in page faults as the read itself.
-        let mut buffer = Vec::new();
         loop {
             let frame = connection.recv(None)?;
             let started = Instant::now();
@@ -73,6 +97,8 @@ impl DataPlane {
             let request =
                 pb::DataRequest::decode(frame.head).map_err(|error| WireError::Malformed(error.to_string()))?;
             let operation = operation(&request)?;
+            // Kept from read to read: a fresh buffer of 1 MiB costs as much in page faults as the read itself.
+            let mut buffer = self.spare_buffers.lock().pop().unwrap_or_default();
             let result = self.answer(peer, &request, &frame.payload, &mut buffer);
             self.shared.metrics.answered(operation, started.elapsed(), result.as_ref().err());
             let (reply, payload) = match result {
@@ -88,6 +114,10 @@ impl DataPlane {
                 Payload::Buffer(range) => &buffer[range.clone()],
             };
             connection.send(FrameKind::DataReply, frame.request_id, &reply, payload)?;
+            let mut spare = self.spare_buffers.lock();
+            if spare.len() < SPARE_BUFFERS_MAX {
+                spare.push(buffer);
+            }
         }
     }
 

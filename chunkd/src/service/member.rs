@@ -96,7 +96,7 @@ pub(super) fn prepare(
                 .map_err(|_| FsError::TryAgain("an earlier write of this chunk has not come"))?,
         }
     }
-    state.applying += 1;
+    let under_way = replica.begin_change(&mut state);
     let completed = replica.mark_complete(&mut state);
     drop(state);
 
@@ -105,14 +105,13 @@ pub(super) fn prepare(
         if prepare.zero {
             return open.file.zero(first, count, stamp);
         }
-        open.disk.take_room(payload.len() as u64)?;
+        open.take_room(first, count)?;
         open.file.put(first, &states, payload)
     };
     let applied =
         completed.and_then(|()| open.disk.judge(open.disk.check().and_then(|()| change())).map_err(store_failure));
 
-    let mut state = replica.lock();
-    state.applying -= 1;
+    let mut state = under_way.end();
     // `applying` kept the role: another activation waits for it. A newer number may be noted already, though.
     if let Role::Secondary(follow) = &mut state.role
         && follow.activation == prepare.activation
@@ -198,12 +197,12 @@ pub(super) fn push_units(
     let states = translate::states(&push.crcs, &push.versions, &push.seqs, &push.holes)?;
     check_units(&replica, push.first_unit, states.len() as u32)?;
     translate::check_content(&states, payload)?;
-    {
+    let under_way = {
         let mut state = replica.lock();
         let follow = following(&mut state.role)?;
         follow.check(peer.node, Version(request.version), push.activation)?;
-        state.applying += 1;
-    }
+        replica.begin_change(&mut state)
+    };
     let open = &replica.open;
     let pushed = || -> Result<bool, StoreError> {
         let slots = open.file.slots(push.first_unit, states.len() as u32)?;
@@ -218,12 +217,10 @@ pub(super) fn push_units(
         Ok(true)
     };
     let result = open.disk.judge(open.disk.check().and_then(|()| pushed()));
-    let mut state = replica.lock();
-    state.applying -= 1;
+    let mut state = under_way.end();
     for unit in &states {
         state.order.raise(unit.stamp.seq);
     }
-    replica.notify(&state);
     drop(state);
     match result.map_err(store_failure)? {
         true => Ok(()),

@@ -18,7 +18,7 @@ use super::shared::{Shared, store_failure};
 use super::translate;
 use crate::core::admission::{self, Grant, Member};
 use crate::core::reconcile::{self, Copy, Table};
-use crate::core::unit::UnitState;
+use crate::core::unit::{SEQ_MAX, UnitState};
 use crate::store::chunk_file::UnitRead;
 use crate::store::header::Header;
 use crate::store::layout::UNIT_BYTES;
@@ -47,6 +47,10 @@ pub(super) fn admit(shared: &Shared, request: &pb::DataRequest) -> Result<(Arc<R
     let mut state = replica.lock();
     if state.header.chunk_size_log2 != grant.chunk_size_log2 {
         return Err(FsError::Stale("the chunk has another size"));
+    }
+    if version < state.header.version {
+        // Not even noted: an activation under a newer grant may be under way.
+        return Err(FsError::Stale("this replica has a newer version"));
     }
     // The bytes are part of a whole frame: keep a copy of their own.
     state.verified = Some((Bytes::copy_from_slice(&request.grant), Arc::clone(&grant)));
@@ -77,7 +81,9 @@ pub(super) fn ensure_active(
             Begun::Is(active) => return Ok(active),
             Begun::Now(number) => number,
         };
+        let unfinished = Unfinished { replica, number };
         let outcome = activate(shared, replica, grant, number, deadline);
+        std::mem::forget(unfinished);
         let mut state = replica.lock();
         let is_ours = matches!(state.role, Role::Activating(current) if current == number);
         let outcome = match outcome {
@@ -126,6 +132,22 @@ pub(super) fn ensure_readable(
         }
     }
     ensure_active(shared, replica, grant, deadline)
+}
+
+/// Ends an activation whose thread panicked.
+struct Unfinished<'a> {
+    replica: &'a Replica,
+    number: u64,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        let mut state = self.replica.lock();
+        if matches!(state.role, Role::Activating(number) if number == self.number) {
+            state.role = Role::Idle;
+        }
+        self.replica.notify(&state);
+    }
 }
 
 enum Begun {
@@ -216,6 +238,9 @@ fn activate(shared: &Shared, replica: &Replica, grant: &Grant, number: u64, dead
         if !table.present && !grant.may_create {
             refilled.push(member.clone());
         }
+        if table.seq > SEQ_MAX {
+            return Err(FsError::Protocol("a seq beyond all writes".into()));
+        }
         seq = seq.max(table.seq);
         tables.push(translate::table_from_runs(&table.runs, replica.open.file.units())?);
     }
@@ -235,7 +260,7 @@ fn activate(shared: &Shared, replica: &Replica, grant: &Grant, number: u64, dead
         round.pull(&tables, pull)?;
     }
     for push in &plan.pushes {
-        round.push(push.member, push.first, push.count)?;
+        round.push(&tables, push)?;
     }
     // A replica that was made in place of a lost one is whole now, and may say so.
     let barrier = pb::PeerBarrier { seq: 0, activation: number };
@@ -278,18 +303,16 @@ impl Round<'_> {
     }
 
     fn change(&self, first: u32, states: &[UnitState], payload: &[u8]) -> Result<(), FsError> {
-        {
+        let under_way = {
             let mut state = self.replica.lock();
             if !matches!(state.role, Role::Activating(number) if number == self.number) {
                 return Err(FsError::TryAgain("another server became primary meanwhile"));
             }
-            state.applying += 1;
-        }
+            self.replica.begin_change(&mut state)
+        };
         let open = &self.replica.open;
         let result = open.disk.judge(open.disk.check().and_then(|()| open.file.put(first, states, payload)));
-        let mut state = self.replica.lock();
-        state.applying -= 1;
-        self.replica.notify(&state);
+        drop(under_way.end());
         result.map_err(store_failure)
     }
 
@@ -298,12 +321,8 @@ impl Round<'_> {
         let Err(error) = fetched else { return Ok(()) };
         // One unit may be damaged at the source: take each from whoever has it.
         for unit in pull.first..pull.first + pull.count {
-            let state_at = |member: usize| {
-                let table = &tables[member];
-                table.binary_search_by_key(&unit, |(number, _)| *number).ok().map(|at| table[at].1)
-            };
-            let wanted = state_at(pull.member);
-            let mut holders = (1..tables.len()).filter(|member| state_at(*member) == wanted);
+            let wanted = state_at(&tables[pull.member], unit);
+            let mut holders = (1..tables.len()).filter(|member| state_at(&tables[*member], unit) == wanted);
             if !holders.any(|member| self.fetch(member, unit, 1).is_ok()) {
                 return Err(error);
             }
@@ -319,10 +338,15 @@ impl Round<'_> {
         self.change(first, &states, &payload)
     }
 
-    fn push(&self, member: usize, first: u32, count: u32) -> Result<(), FsError> {
+    fn push(&self, tables: &[Table], push: &Copy) -> Result<(), FsError> {
+        let Copy { member, first, count } = *push;
         let target = &self.others[member - 1];
         let mut buffer = vec![0; count as usize * UNIT_BYTES];
-        let reads = self.replica.open.file.read(first, count, &mut buffer).map_err(store_failure)?;
+        let read = |buffer: &mut [u8]| self.replica.open.file.read(first, count, buffer).map_err(store_failure);
+        let mut reads = read(&mut buffer)?;
+        if reads.contains(&UnitRead::Bad) && self.heal(tables, first, &reads)? {
+            reads = read(&mut buffer)?;
+        }
         let mut at = 0;
         for run in reads.chunk_by(|one, next| (*one == UnitRead::Bad) == (*next == UnitRead::Bad)) {
             let (start, end) = (at, at + run.len());
@@ -363,6 +387,18 @@ impl Round<'_> {
         Ok(())
     }
 
+    /// Fetches our damaged units from members that have the same ones, and returns whether any was there. Without this a
+    /// member that is behind would stay behind, and be taken for a good copy later.
+    fn heal(&self, tables: &[Table], first: u32, reads: &[UnitRead]) -> Result<bool, FsError> {
+        let mut is_any = false;
+        for (unit, _) in (first..).zip(reads).filter(|(_, read)| **read == UnitRead::Bad) {
+            let wanted = self.replica.open.file.slots(unit, 1).map_err(store_failure)?[0].state();
+            let has_it = |member: usize| wanted.is_some() && state_at(&tables[member], unit) == wanted;
+            is_any |= (1..tables.len()).any(|member| has_it(member) && self.fetch(member, unit, 1).is_ok());
+        }
+        Ok(is_any)
+    }
+
     /// Equal stamps, different content: whoever's data matches its checksum is right; ours is asked first.
     fn settle_doubt(&self, unit: u32, holders: &[usize]) -> Result<(), FsError> {
         tracing::error!(chunk = %self.grant.chunk, unit, "replicas differ in a unit of equal age");
@@ -374,8 +410,12 @@ impl Round<'_> {
         {
             return Err(FsError::Corrupt(format!("chunk {} unit {unit}: no good copy", self.grant.chunk)));
         }
-        (1..=self.others.len()).try_for_each(|member| self.push(member, unit, 1))
+        (1..=self.others.len()).try_for_each(|member| self.push(&[], &Copy { member, first: unit, count: 1 }))
     }
+}
+
+fn state_at(table: &Table, unit: u32) -> Option<UnitState> {
+    table.binary_search_by_key(&unit, |(number, _)| *number).ok().map(|at| table[at].1)
 }
 
 /// Fetches `(first, count)` units from a member, checked against their checksums.

@@ -136,10 +136,15 @@ fn repair(
     let chunk = replica.open.file.chunk();
     shared.metrics.corrupt_units.inc();
     tracing::error!(%chunk, unit, "a unit is damaged");
+    // A member that is behind, which only a double fault can leave, has no good copy.
+    let entry = replica.open.file.slots(unit, 1).map_err(store_failure)?[0].state();
     let mut failure = None;
     for member in active.others.iter() {
         let until = shared.attempt_deadline(deadline);
         match fetch_units(shared, member, chunk, active.version, (unit, 1), until) {
+            Ok((states, _)) if entry.is_some_and(|entry| states[0].stamp < entry.stamp) => {
+                failure = Some(FsError::Corrupt(format!("node {} has only an older one", member.node)));
+            }
             Ok((states, payload)) => {
                 let state = states[0];
                 if state.hole {
@@ -147,7 +152,7 @@ fn repair(
                 } else {
                     content.copy_from_slice(&payload);
                 }
-                replica.apply(active, || replica.open.file.put(unit, &states, &payload))?;
+                replica.repair(active, unit, || replica.open.file.put(unit, &states, &payload))?;
                 shared.metrics.repaired_units.inc();
                 tracing::info!(%chunk, unit, from = %member.node, "repaired a unit");
                 return Ok(state);

@@ -195,9 +195,10 @@ impl Replica {
         Ok(())
     }
 
-    /// Notes that the replica has what the other members have.
+    /// Notes that the replica has what the other members have; what it was given is on disk before it says so.
     pub fn mark_complete(&self, state: &mut State) -> Result<(), FsError> {
         if state.header.incomplete {
+            self.open.sync().map_err(store_failure)?;
             let header = Header { incomplete: false, ..state.header };
             self.write_header(state, header)?;
         }
@@ -208,6 +209,12 @@ impl Replica {
         self.open.disk.judge(self.open.file.set_header(&header)).map_err(store_failure)?;
         state.header = header;
         Ok(())
+    }
+
+    /// Begins a change of the file. The caller has checked the role under the same lock.
+    pub fn begin_change<'a>(&'a self, state: &mut State) -> Change<'a> {
+        state.applying += 1;
+        Change { replica: self, is_over: false }
     }
 
     /// Waits until no change of the file is under way.
@@ -252,24 +259,58 @@ impl Replica {
         outcome
     }
 
-    /// Repairs the file as primary under `active`.
+    /// Repairs `unit` as primary under `active`.
     ///
     /// # Errors
     ///
-    /// [`FsError::TryAgain`] if the activation has ended, then nothing was changed; what the store says.
-    pub fn apply(&self, active: &Active, change: impl FnOnce() -> Result<(), StoreError>) -> Result<(), FsError> {
-        {
+    /// [`FsError::TryAgain`] if the activation has ended, or the members may differ in the unit; then nothing was changed.
+    /// What the store says.
+    pub fn repair(
+        &self,
+        active: &Active,
+        unit: u32,
+        change: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<(), FsError> {
+        let under_way = {
             let mut state = self.lock();
-            if !state.may_read(active.activation) {
+            if !state.may_read(active.activation) || !state.is_resolved(unit, unit + 1) {
                 return Err(FsError::TryAgain("the activation ended"));
             }
-            state.applying += 1;
-        }
+            self.begin_change(&mut state)
+        };
         let result = self.open.disk.judge(self.open.disk.check().and_then(|()| change()));
-        let mut state = self.lock();
-        state.applying -= 1;
-        self.notify(&state);
+        drop(under_way.end());
         result.map_err(store_failure)
+    }
+}
+
+/// A change of the file that is under way. If its thread panics, nobody knows what was changed: the role ends, and the
+/// next activation compares.
+pub(super) struct Change<'a> {
+    replica: &'a Replica,
+    is_over: bool,
+}
+
+impl<'a> Change<'a> {
+    /// Ends the change, and returns the state as it is then.
+    pub fn end(mut self) -> MutexGuard<'a, State> {
+        self.is_over = true;
+        let mut state = self.replica.lock();
+        state.applying -= 1;
+        self.replica.notify(&state);
+        state
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            let mut state = self.replica.lock();
+            state.applying -= 1;
+            state.role = Role::Idle;
+            state.reading = None;
+            self.replica.notify(&state);
+        }
     }
 }
 

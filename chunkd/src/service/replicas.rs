@@ -88,15 +88,26 @@ impl Replicas {
         }
         open.put(chunk, Arc::clone(&replica));
         drop(open);
-        drop(closed);
+        for replica in closed {
+            // With the descriptor goes the error that a later sync would be told: what was written is synced while there
+            // is one. A disk that fails is fenced by it.
+            if replica.open.file.is_unsynced()
+                && let Err(error) = replica.open.sync()
+            {
+                tracing::warn!(chunk = %replica.open.header.chunk, %error, "cannot sync a replica that is closed");
+            }
+        }
         replica
     }
 
     /// Deletes the replica of `chunk` and closes it.
     pub fn delete(&self, store: &ReplicaStore, chunk: ChunkId) -> Result<(), FsError> {
         let _opening = self.opening_lock(chunk).lock();
-        if let Some(replica) = self.open.lock().pop(&chunk) {
-            replica.lock().is_gone = true;
+        let open = self.open.lock().pop(&chunk);
+        if let Some(replica) = open {
+            let mut state = replica.lock();
+            state.is_gone = true;
+            replica.notify(&state);
         }
         store.delete(chunk).map_err(store_failure)
     }

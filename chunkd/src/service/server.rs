@@ -73,7 +73,7 @@ impl ChunkServer {
         }
         let endpoint = control::endpoint(&config.master).map_err(ChunkdError::Config)?;
         let http_address = next_port(&config.listen).map_err(ChunkdError::Config)?;
-        let open_files_max = raise_open_files(config.open_files_max);
+        let (open_files_max, connections_max) = share_descriptors(raise_open_files(), config.open_files_max);
         let boot_id = host_boot_id();
         let store = ReplicaStore::open(&config.data, config.reserve_bytes, &boot_id)?;
         if !store.was_clean() {
@@ -95,8 +95,8 @@ impl ChunkServer {
         let http = runtime
             .block_on(serve(&http_address, registry, health(&shared), axum::Router::new()))
             .map_err(|error| ChunkdError::Listen { address: http_address, error })?;
-        let plane = DataPlane::new(Arc::clone(&shared));
-        let listener = Listener::start(&config.listen, CONNECTIONS_MAX, "dfs-chunkd-data", move |connection| {
+        let plane = DataPlane::new(Arc::clone(&shared), connections_max);
+        let listener = Listener::start(&config.listen, connections_max, "dfs-chunkd-data", move |connection| {
             plane.serve(connection);
         })
         .map_err(|error| ChunkdError::Listen { address: config.listen.clone(), error })?;
@@ -123,6 +123,12 @@ impl ChunkServer {
         self.shared.identity().node
     }
 
+    /// Returns why this server can never serve, if so: the master refuses it for what it is (disks of another cluster,
+    /// another protocol). Whoever started it then stops it and reports the reason; nothing is tried again.
+    pub fn failure(&self) -> Option<String> {
+        self.shared.failure().map(str::to_owned)
+    }
+
     /// Ends in order: requests under way are finished, everything is synced, and the disks say so.
     pub fn stop(self) {
         self.listener.stop();
@@ -132,7 +138,7 @@ impl ChunkServer {
         }
         self.runtime.shutdown_timeout(Duration::from_secs(1));
         let is_synced = self.shared.store.disks().iter().filter(|disk| !disk.has_failed()).all(|disk| {
-            let synced = std::fs::File::open(disk.path()).and_then(|directory| Ok(nix::unistd::syncfs(&directory)?));
+            let synced = disk.sync_all();
             if let Err(error) = &synced {
                 tracing::error!(disk = %disk.path().display(), %error, "cannot sync the disk");
             }
@@ -147,6 +153,9 @@ impl ChunkServer {
 fn health(shared: &Arc<Shared>) -> Health {
     let shared = Arc::clone(shared);
     Arc::new(move || {
+        if let Some(reason) = shared.failure() {
+            return Err(format!("the master refuses this server: {reason}"));
+        }
         shared.membership().map_err(|error| error.to_string())?;
         shared.check_lease().map_err(|error| error.to_string())?;
         match shared.store.disks().iter().find(|disk| disk.has_failed()) {
@@ -166,13 +175,17 @@ fn next_port(listen: &str) -> Result<String, String> {
     }
 }
 
-/// Raises the limit of open files as far as allowed, and returns how many replicas may be open within it.
-fn raise_open_files(wanted: usize) -> usize {
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
+/// Raises the limit of open files as far as allowed, and returns it.
+fn raise_open_files() -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
     let limit = if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
-    // Each connection has two descriptors, and peers have their own.
-    let for_replicas = usize::try_from(limit).unwrap_or(usize::MAX) / 2;
-    wanted.min(for_replicas)
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+/// Returns how many replicas and how many connections may be open with `limit` descriptors.
+fn share_descriptors(limit: usize, replicas_wanted: usize) -> (usize, usize) {
+    // A connection has two descriptors here, and may need one to each of two peers.
+    (replicas_wanted.min(limit / 2), CONNECTIONS_MAX.min(limit / 10).max(16))
 }
 
 fn host_boot_id() -> String {

@@ -1,6 +1,7 @@
 //! What all threads of a chunk server share.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use dfs_proto::env::{Clock, SystemClock};
@@ -40,6 +41,7 @@ pub(super) struct Shared {
     pub membership: RwLock<Option<Membership>>,
     pub lease: Mutex<NodeLease>,
     full: Mutex<BTreeMap<NodeId, MonoMs>>,
+    failure: OnceLock<String>,
 }
 
 impl Shared {
@@ -54,7 +56,18 @@ impl Shared {
             membership: RwLock::new(None),
             lease: Mutex::default(),
             full: Mutex::default(),
+            failure: OnceLock::new(),
         }
+    }
+
+    /// Notes that this server cannot go on, and why. The first reason counts.
+    pub fn fail(&self, reason: String) {
+        let _ = self.failure.set(reason);
+    }
+
+    /// Returns why this server cannot go on, if so.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
     }
 
     /// Returns what the master told, or that it has not yet.
@@ -117,7 +130,11 @@ impl Shared {
 pub(super) fn store_failure(error: StoreError) -> FsError {
     match error {
         StoreError::NoSpace => FsError::NoSpace,
-        StoreError::Read(_) | StoreError::Write(_) | StoreError::Fenced(_) => {
+        StoreError::Open(_)
+        | StoreError::Read(_)
+        | StoreError::Write(_)
+        | StoreError::Fenced(_)
+        | StoreError::NewerFormat(_) => {
             FsError::NoReplica(format!("this server's disk: {error}"))
         }
         StoreError::BadFile(reason) => FsError::Corrupt(reason),

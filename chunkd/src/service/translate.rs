@@ -6,7 +6,7 @@ use dfs_proto::{BootSession, ChunkId, FsError, NodeId, Version};
 
 use crate::core::admission::{Grant, Member};
 use crate::core::reconcile::Table;
-use crate::core::unit::{UnitState, WriteStamp};
+use crate::core::unit::{SEQ_MAX, UnitState, WriteStamp};
 
 pub(super) fn grant(message: pb::Grant) -> Grant {
     let member = |replica: pb::Replica| Member { node: NodeId(replica.node), address: replica.address.into() };
@@ -59,6 +59,9 @@ pub(super) fn states(crcs: &[u32], versions: &[u64], seqs: &[u64], holes: &[bool
     let count = crcs.len();
     if versions.len() != count || seqs.len() != count || !(holes.is_empty() || holes.len() == count) {
         return Err(FsError::Protocol("lists of units differ in length".into()));
+    }
+    if seqs.iter().any(|seq| *seq > SEQ_MAX) {
+        return Err(FsError::Protocol("a seq beyond all writes".into()));
     }
     let state = |at: usize| {
         let stamp = WriteStamp { version: Version(versions[at]), seq: seqs[at] };

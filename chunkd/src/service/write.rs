@@ -128,7 +128,12 @@ fn is_quiet(replica: &Replica, unit: u32) -> bool {
 fn carry_out(shared: &Shared, replica: &Replica, grant: &Grant, job: &Job, deadline: Instant) -> Result<u64, FsError> {
     loop {
         let active = ensure_active(shared, replica, grant, deadline)?;
-        shared.check_members_have_room(&active.others)?;
+        if let Err(error) = shared.check_members_have_room(&active.others)
+            && matches!(job.content, Content::Data { .. })
+            && !replica.open.file.is_allocated(job.first, job.end - job.first).map_err(store_failure)?
+        {
+            return Err(error);
+        }
         match attempt(shared, replica, &active, job, deadline) {
             Ok(seq) => return Ok(seq),
             Err(Attempt::Again) if Instant::now() < deadline => {}
@@ -174,7 +179,10 @@ fn attempt(shared: &Shared, replica: &Replica, active: &Active, job: &Job, deadl
     drop(state);
     let mut held = Held { replica, ticket, forget: Some(job.key) };
 
-    replica.open.disk.take_room(bytes).map_err(|error| Attempt::Failed(store_failure(error)))?;
+    if let Content::Data { .. } = job.content {
+        let taken = replica.open.take_room(job.first, job.end - job.first);
+        taken.map_err(|error| Attempt::Failed(store_failure(error)))?;
+    }
     let image = post_image(shared, replica, active, job, deadline).map_err(Attempt::Failed)?;
 
     let mut state = replica.lock();
@@ -183,7 +191,7 @@ fn attempt(shared: &Shared, replica: &Replica, active: &Active, job: &Job, deadl
         return Err(Attempt::Again);
     }
     let seq = state.order.assign(ticket);
-    state.applying += 1;
+    let under_way = replica.begin_change(&mut state);
     drop(state);
 
     let own = shared.identity();
@@ -191,8 +199,7 @@ fn attempt(shared: &Shared, replica: &Replica, active: &Active, job: &Job, deadl
     let calls =
         shared.peers.send(&own, &active.others, &prepare(replica, active, job, &image, seq), &image.payload, until);
     let applied = apply(replica, active, job, &image, seq);
-    let mut state = replica.lock();
-    state.applying -= 1;
+    let mut state = under_way.end();
     if let Err(error) = applied {
         // The members may have it: compare before anything else happens.
         state.leave_unresolved(active.activation, job.first, job.end);

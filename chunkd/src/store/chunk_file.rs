@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dfs_proto::{ChunkId, Version};
 use parking_lot::Mutex;
@@ -40,6 +40,18 @@ pub struct ChunkFile<F = OsFile> {
     /// Units that were found damaged and not written since.
     damaged: Mutex<BTreeSet<u32>>,
     has_damage: AtomicBool,
+    /// Changes of the file that have ended; those before it was opened count as one.
+    changes: AtomicU64,
+    synced: Mutex<Synced>,
+}
+
+/// How far the file is on stable media.
+#[derive(Debug, Default)]
+struct Synced {
+    /// All of the first so many changes are.
+    changes: u64,
+    /// A sync failed: the error is told once to a descriptor, and what it was about is lost.
+    has_failed: bool,
 }
 
 impl<F: RawFile> ChunkFile<F> {
@@ -75,6 +87,8 @@ impl<F: RawFile> ChunkFile<F> {
             units: units(header.chunk_size_log2),
             damaged: Mutex::default(),
             has_damage: AtomicBool::new(false),
+            changes: AtomicU64::new(1),
+            synced: Mutex::default(),
         }
     }
 
@@ -94,16 +108,43 @@ impl<F: RawFile> ChunkFile<F> {
     ///
     /// [`StoreError::Write`].
     pub fn set_header(&self, header: &Header) -> Result<(), StoreError> {
-        self.file.write_at(&header.encode(), 0).map_err(write_error)
+        let written = self.file.write_at(&header.encode(), 0).map_err(write_error);
+        self.note_change();
+        written
     }
 
-    /// Brings everything to stable media.
+    /// Brings every change that has ended to stable media; free if that was done. Of several calls at once one does the
+    /// work for those that came while an earlier one was under way.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Write`].
+    /// [`StoreError::Write`], from then on always.
     pub fn sync(&self) -> Result<(), StoreError> {
-        self.file.sync().map_err(StoreError::Write)
+        let wanted = self.changes.load(Ordering::Acquire);
+        let mut synced = self.synced.lock();
+        if synced.has_failed {
+            return Err(StoreError::Write(io::Error::other("an earlier sync of this replica failed")));
+        }
+        if synced.changes >= wanted {
+            return Ok(());
+        }
+        let covered = self.changes.load(Ordering::Acquire);
+        if let Err(error) = self.file.sync() {
+            synced.has_failed = true;
+            return Err(StoreError::Write(error));
+        }
+        synced.changes = covered;
+        Ok(())
+    }
+
+    /// Returns whether there may be changes that are not on stable media.
+    pub fn is_unsynced(&self) -> bool {
+        self.synced.lock().changes < self.changes.load(Ordering::Acquire)
+    }
+
+    /// Counts a change once it is in the file, and before anyone is told of it: a sync that begins afterwards covers it.
+    fn note_change(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
     }
 
     /// Returns the entries of `count` units from `first` on.
@@ -142,7 +183,7 @@ impl<F: RawFile> ChunkFile<F> {
         };
         let to = slots.iter().rposition(is_data).expect("there is a first one") + 1;
         let span = from * UNIT_BYTES..to * UNIT_BYTES;
-        let mut is_read = self.file.read_at(&mut buffer[span.clone()], data_offset(first + from as u32)).is_ok();
+        let is_read = self.file.read_at(&mut buffer[span.clone()], data_offset(first + from as u32)).is_ok();
         buffer[..span.start].fill(0);
         buffer[span.end..].fill(0);
         for (at, (slot, content)) in slots.iter().zip(buffer.chunks_exact_mut(UNIT_BYTES)).enumerate() {
@@ -153,7 +194,6 @@ impl<F: RawFile> ChunkFile<F> {
             }
             if !is_read {
                 // A bad sector somewhere in the span: the good units around it are still served.
-                is_read = false;
                 if self.file.read_at(content, data_offset(first + at as u32)).is_err() {
                     reads[at] = UnitRead::Bad;
                     continue;
@@ -236,13 +276,17 @@ impl<F: RawFile> ChunkFile<F> {
             Ok(()) => self.file.punch(data_offset(first), u64::from(count) * UNIT_BYTES as u64),
             Err(StoreError::NoSpace) => Err(io::Error::from(io::ErrorKind::StorageFull)),
             Err(StoreError::Read(error) | StoreError::Write(error)) => Err(error),
-            Err(other) => return Err(other),
+            Err(other) => {
+                self.note_change();
+                return Err(other);
+            }
         };
         self.finish(first, count, zeroed)
     }
 
     /// Ends a write: on success its units are whole again; after a failure each is settled to what it really holds.
     fn finish(&self, first: u32, count: u32, written: io::Result<()>) -> Result<(), StoreError> {
+        self.note_change();
         match written {
             Ok(()) => {
                 if self.has_damage.load(Ordering::Acquire) {
@@ -253,7 +297,9 @@ impl<F: RawFile> ChunkFile<F> {
                 Ok(())
             }
             Err(error) => {
-                self.settle(first, count)?;
+                let settled = self.settle(first, count);
+                self.note_change();
+                settled?;
                 Err(write_error(error))
             }
         }
@@ -304,6 +350,16 @@ impl<F: RawFile> ChunkFile<F> {
             Ok(())
         })?;
         Ok(table)
+    }
+
+    /// Returns whether all of `count` units from `first` on hold data, so that writing them takes no room.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Read`].
+    pub fn is_allocated(&self, first: u32, count: u32) -> Result<bool, StoreError> {
+        let is_data = |slot: &Slot| matches!(slot, Slot::Known { state, .. } if !state.hole);
+        Ok(self.slots(first, count)?.iter().all(is_data))
     }
 
     /// Returns the parts `[first, end)` of `count` units from `first` on that hold data, ascending.

@@ -21,6 +21,8 @@ use dfs_proto::env::random_bytes;
 use dfs_proto::{ChunkId, ClusterId};
 use nix::fcntl::{Flock, FlockArg};
 
+use super::StoreError;
+
 /// The format of data directories that is written.
 pub const FORMAT: u32 = 1;
 
@@ -102,7 +104,7 @@ impl DataDir {
                 for fan in 0..=255u8 {
                     fs::create_dir_all(path.join(format!("replicas/{fan:02x}"))).map_err(failed("cannot be filled"))?;
                 }
-                sync_directory(&path.join("replicas")).map_err(failed("cannot be synced"))?;
+                sync(&path.join("replicas")).map_err(failed("cannot be synced"))?;
                 let identity =
                     DirIdentity { cluster: None, server: server.unwrap_or_else(random_bytes), disk: random_bytes() };
                 replace(path, "IDENTITY", &encode(&identity)).map_err(failed("cannot write IDENTITY"))?;
@@ -116,14 +118,15 @@ impl DataDir {
         let host_rebooted = boot_before.is_some_and(|before| before.trim() != boot_id);
         replace(path, "BOOT", boot_id).map_err(failed("cannot write BOOT"))?;
         match fs::remove_file(path.join("CLEAN")) {
-            Ok(()) => sync_directory(path).map_err(failed("cannot be synced"))?,
+            Ok(()) => sync(path).map_err(failed("cannot be synced"))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed("cannot remove CLEAN")(error)),
         }
         Ok(Self { path: path.to_owned(), identity, lock, was_clean, host_rebooted })
     }
 
-    /// Returns the chunks that have a replica here, in no order. Files with other names are left alone.
+    /// Returns the chunks that have a replica here, in no order. Whatever is not a plain file in the place that its name
+    /// gives it is left alone; symbolic links are not followed.
     ///
     /// # Errors
     ///
@@ -132,10 +135,18 @@ impl DataDir {
         let failed = |error| DataDirError::Io { path: self.path.clone(), what: "cannot list replicas", error };
         let mut chunks = Vec::new();
         for fan in fs::read_dir(self.path.join("replicas")).map_err(failed)? {
-            for entry in fs::read_dir(fan.map_err(failed)?.path()).map_err(failed)? {
-                let name = entry.map_err(failed)?.file_name();
+            let fan = fan.map_err(failed)?;
+            if !fan.file_type().map_err(failed)?.is_dir() {
+                continue;
+            }
+            for entry in fs::read_dir(fan.path()).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let name = entry.file_name();
                 let id = name.to_str().filter(|name| name.len() == 16).map(|name| u64::from_str_radix(name, 16));
-                if let Some(Ok(id)) = id {
+                if let Some(Ok(id)) = id
+                    && replica_path(&self.path, ChunkId(id)).1 == entry.path()
+                    && entry.file_type().map_err(failed)?.is_file()
+                {
                     chunks.push(ChunkId(id));
                 }
             }
@@ -173,9 +184,9 @@ pub fn replica_path(path: &Path, chunk: ChunkId) -> (PathBuf, PathBuf) {
 ///
 /// # Errors
 ///
-/// The operating system's.
-pub fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+/// [`StoreError::Open`] if the directory cannot be opened; [`StoreError::Write`] if it cannot be synced.
+pub fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    File::open(path).map_err(StoreError::Open)?.sync_all().map_err(StoreError::Write)
 }
 
 fn replace(directory: &Path, name: &str, text: &str) -> io::Result<()> {
@@ -184,7 +195,11 @@ fn replace(directory: &Path, name: &str, text: &str) -> io::Result<()> {
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     fs::rename(&beside, directory.join(name))?;
-    sync_directory(directory)
+    sync(directory)
+}
+
+fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
 }
 
 fn hex(bytes: &[u8; 16]) -> String {
@@ -272,6 +287,12 @@ mod tests {
             File::create(file).expect("creates");
         }
         File::create(parent.path().join("replicas/00/junk")).expect("creates");
+        File::create(parent.path().join("replicas/stray")).expect("creates");
+        File::create(parent.path().join("replicas/07/0000000000000002")).expect("creates, but 2 belongs to 00");
+        File::create(parent.path().join("replicas/00/00000000000000FF")).expect("creates, but names are in small letters");
+        fs::create_dir(parent.path().join("replicas/00/0000000000000003")).expect("creates");
+        std::os::unix::fs::symlink("0000000000000001", parent.path().join("replicas/00/0000000000000004")).expect("links");
+        std::os::unix::fs::symlink("/etc", parent.path().join("replicas/zz")).expect("links");
         let mut chunks = dir.chunks().expect("lists");
         chunks.sort();
         assert_eq!(chunks, [ChunkId(1), ChunkId(0x1ff), ChunkId(u64::MAX)]);

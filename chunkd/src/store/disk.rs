@@ -1,6 +1,8 @@
 //! One data directory as a disk: its space, and whether it can still be trusted.
 
 use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
@@ -20,7 +22,8 @@ pub struct Disk {
     /// What may still be written before the next look at the file system: free bytes less the reserve.
     room: AtomicI64,
     reserve_max: u64,
-    _lock: Flock<File>,
+    is_mute: AtomicBool,
+    lock: Flock<File>,
 }
 
 impl Disk {
@@ -39,7 +42,8 @@ impl Disk {
             capacity: AtomicU64::new(0),
             room: AtomicI64::new(0),
             reserve_max,
-            _lock: lock,
+            is_mute: AtomicBool::new(false),
+            lock,
         };
         disk.measure()?;
         Ok(disk)
@@ -50,12 +54,29 @@ impl Disk {
         &self.path
     }
 
-    /// Asks the file system for its space.
+    /// Asks the file system for its space, and whether the directory is still the one that was taken into use. A
+    /// directory that has gone, or lies under another mount now, fences the disk.
     ///
     /// # Errors
     ///
-    /// The operating system's.
+    /// The operating system's; logged.
     pub fn measure(&self) -> std::io::Result<()> {
+        let outcome = self.look();
+        match &outcome {
+            Ok(()) => self.is_mute.store(false, Ordering::Relaxed),
+            Err(error) if self.has_failed() || self.is_mute.swap(true, Ordering::Relaxed) => {
+                tracing::debug!(disk = %self.path.display(), %error, "cannot ask for the disk's space");
+            }
+            Err(error) => tracing::warn!(disk = %self.path.display(), %error, "cannot ask for the disk's space"),
+        }
+        outcome
+    }
+
+    fn look(&self) -> std::io::Result<()> {
+        if !self.is_in_place()? {
+            self.fence("its directory has gone, or is another one now");
+            return Err(ErrorKind::NotFound.into());
+        }
         let stat = nix::sys::statvfs::statvfs(&self.path)?;
         let capacity = stat.blocks() * stat.fragment_size();
         let free = stat.blocks_available() * stat.fragment_size();
@@ -63,6 +84,31 @@ impl Disk {
         self.capacity.store(capacity, Ordering::Relaxed);
         self.room.store(free as i64 - reserve as i64, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Returns whether the path still leads to the directory that was taken into use. A disk that was unmounted leaves an
+    /// empty directory, on the root disk, where nothing may be written.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, except that there is nothing.
+    pub fn is_in_place(&self) -> std::io::Result<bool> {
+        let ours = self.lock.metadata()?;
+        match std::fs::symlink_metadata(self.path.join("LOCK")) {
+            Ok(found) => Ok((found.dev(), found.ino()) == (ours.dev(), ours.ino())),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Brings everything on the file system to stable media.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, also for what it failed to write since the disk was taken into use.
+    pub fn sync_all(&self) -> std::io::Result<()> {
+        // Errors are told to descriptors that were open when they happened: the lock's was, all the time.
+        Ok(nix::unistd::syncfs(&*self.lock)?)
     }
 
     /// Takes `bytes` of the room for a write.
@@ -101,12 +147,17 @@ impl Disk {
     ///
     /// Those of `result`.
     pub fn judge<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
-        if let Err(StoreError::Write(error)) = &result
-            && !self.failed.swap(true, Ordering::AcqRel)
-        {
-            tracing::error!(disk = %self.path.display(), %error, "the disk failed a write: it is not used any more");
+        if let Err(StoreError::Write(error)) = &result {
+            self.fence(&error.to_string());
         }
         result
+    }
+
+    /// Stops the use of the disk for good.
+    pub fn fence(&self, reason: &str) {
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            tracing::error!(disk = %self.path.display(), reason, "the disk has failed: it is not used any more");
+        }
     }
 
     /// Returns the bytes of the file system, and those that are left for replicas.

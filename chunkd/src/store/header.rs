@@ -56,7 +56,7 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// [`StoreError::BadFile`] with the reason.
+    /// [`StoreError::BadFile`] with the reason; [`StoreError::NewerFormat`].
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, StoreError> {
         let bad = |reason: String| StoreError::BadFile(reason);
         if bytes[0..8] != MAGIC {
@@ -67,7 +67,7 @@ impl Header {
             return Err(bad("the header's checksum does not match".into()));
         }
         if format != FORMAT {
-            return Err(bad(format!("format {format}, this build knows {FORMAT}")));
+            return Err(StoreError::NewerFormat(format));
         }
         let flags = read_u32(bytes, 12);
         let header = Self {

@@ -32,9 +32,15 @@ pub enum StoreError {
     /// The disk failed a write or a sync: what it holds cannot be relied on any more.
     #[error("write failed: {0}")]
     Write(#[source] std::io::Error),
+    /// A file cannot be opened at the moment, for want of descriptors or memory: nothing is wrong with the disk.
+    #[error("cannot open a file: {0}")]
+    Open(#[source] std::io::Error),
     /// The disk failed earlier in this run and is not used any more.
     #[error("the disk {0} failed earlier")]
     Fenced(String),
+    /// A newer build wrote the file. It is left as it is.
+    #[error("the replica has format {0}, this build knows {known}: use a newer dfs", known = header::FORMAT)]
+    NewerFormat(u32),
     /// The file is not a replica of this chunk, or damaged beyond its units.
     #[error("bad replica file: {0}")]
     BadFile(String),

@@ -21,6 +21,7 @@ use super::chunk_file::{ChunkFile, write_error};
 use super::data_dir::{self, DataDir, DataDirError, DirIdentity};
 use super::disk::Disk;
 use super::header::Header;
+use super::layout::UNIT_BYTES;
 use super::raw_file::OsFile;
 
 /// Deleted chunks whose ids are remembered, so that a request that was under way does not make them again.
@@ -67,11 +68,25 @@ impl OpenReplica {
         self.disk.check()?;
         self.disk.judge(self.file.sync())?;
         if !self.is_name_durable.load(Ordering::Acquire) {
-            self.disk.judge(data_dir::sync_directory(&self.directory).map_err(StoreError::Write))?;
+            self.disk.judge(data_dir::sync_directory(&self.directory))?;
             self.is_name_durable.store(true, Ordering::Release);
         }
         // Another thread may have been given the error that would have been ours.
         self.disk.check()
+    }
+}
+
+impl OpenReplica {
+    /// Takes room for writing `count` units from `first` on. What holds data already may be overwritten on a full disk.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NoSpace`], [`StoreError::Fenced`], [`StoreError::Read`].
+    pub fn take_room(&self, first: u32, count: u32) -> Result<(), StoreError> {
+        match self.disk.take_room(u64::from(count) * UNIT_BYTES as u64) {
+            Err(StoreError::NoSpace) if self.file.is_allocated(first, count)? => Ok(()),
+            taken => taken,
+        }
     }
 }
 
@@ -181,7 +196,8 @@ impl ReplicaStore {
     ///
     /// # Errors
     ///
-    /// [`StoreError::BadFile`] never: such a file is put aside, and the replica is gone. Else any.
+    /// [`StoreError::BadFile`] never: such a file is put aside, and the replica is gone. [`StoreError::Open`],
+    /// [`StoreError::Fenced`], [`StoreError::NewerFormat`], [`StoreError::Read`], [`StoreError::Write`].
     pub fn open_replica(&self, chunk: ChunkId) -> Result<Option<OpenReplica>, StoreError> {
         let Some(place) = self.places.lock().get(&chunk).copied() else { return Ok(None) };
         let disk = &self.disks[place.disk];
@@ -190,12 +206,22 @@ impl ReplicaStore {
         let file = match open_options().open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                check_in_place(disk)?;
                 tracing::error!(%chunk, path = %path.display(), "the replica's file has gone");
                 self.forget(chunk);
                 return Ok(None);
             }
-            Err(error) => return Err(StoreError::Read(error)),
+            // A symbolic link, which is not followed, a directory, a socket.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::EISDIR | libc::ENXIO)) => {
+                self.put_aside(chunk, &path, "no plain file")?;
+                return Ok(None);
+            }
+            Err(error) => return Err(open_error(error)),
         };
+        if !file.metadata().map_err(StoreError::Read)?.is_file() {
+            self.put_aside(chunk, &path, "no plain file")?;
+            return Ok(None);
+        }
         let (file, header) = match ChunkFile::open(OsFile(file), chunk) {
             Ok(opened) => opened,
             Err(StoreError::BadFile(reason)) => {
@@ -222,22 +248,31 @@ impl ReplicaStore {
     ///
     /// # Errors
     ///
-    /// [`StoreError::NoSpace`], [`StoreError::Fenced`] if no disk is left, [`StoreError::Write`].
+    /// [`StoreError::NoSpace`], [`StoreError::Fenced`] if no disk is left, [`StoreError::Open`], [`StoreError::Write`].
     pub fn create_replica(&self, header: &Header) -> Result<OpenReplica, StoreError> {
         let best = self.disks.iter().enumerate().filter(|(_, disk)| !disk.has_failed());
         let Some((at, disk)) = best.max_by_key(|(_, disk)| disk.space().1) else {
             return Err(StoreError::Fenced("all disks".into()));
         };
         let (directory, path) = data_dir::replica_path(disk.path(), header.chunk);
-        let opened = match open_options().create_new(true).open(&path) {
+        let create = || open_options().create_new(true).open(&path);
+        let opened = match create() {
             // The fan-out is made with the data directory, unless that was interrupted.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(&directory).map_err(write_error)?;
-                open_options().create_new(true).open(&path)
+                check_in_place(disk)?;
+                fs::create_dir_all(&directory).map_err(open_error)?;
+                disk.judge(data_dir::sync_directory(&disk.path().join("replicas")))?;
+                create()
+            }
+            // Whatever has the name is no replica of ours, or it would have been found at the start.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                tracing::error!(path = %path.display(), "something has the name of a new replica: put aside as .bad");
+                fs::rename(&path, path.with_extension("bad")).map_err(open_error)?;
+                create()
             }
             opened => opened,
         };
-        let made = opened.map_err(write_error).and_then(|file| ChunkFile::create(OsFile(file), header));
+        let made = opened.map_err(open_error).and_then(|file| ChunkFile::create(OsFile(file), header));
         let file = match disk.judge(made) {
             Ok(file) => file,
             Err(error) => {
@@ -256,14 +291,15 @@ impl ReplicaStore {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Write`] if the file cannot be removed.
+    /// [`StoreError::Write`] if the file cannot be removed, [`StoreError::Fenced`] if its disk has gone.
     pub fn delete(&self, chunk: ChunkId) -> Result<(), StoreError> {
         self.deleted.lock().put(chunk, ());
         let Some(place) = self.places.lock().get(&chunk).copied() else { return Ok(()) };
-        let (_, path) = data_dir::replica_path(self.disks[place.disk].path(), chunk);
+        let disk = &self.disks[place.disk];
+        let (_, path) = data_dir::replica_path(disk.path(), chunk);
         match fs::remove_file(&path) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => check_in_place(disk)?,
             Err(error) => return Err(StoreError::Write(error)),
         }
         self.forget(chunk);
@@ -291,7 +327,7 @@ impl ReplicaStore {
     }
 
     fn put_aside(&self, chunk: ChunkId, path: &Path, reason: &str) -> Result<(), StoreError> {
-        let is_empty = fs::metadata(path).is_ok_and(|data| data.len() == 0);
+        let is_empty = fs::symlink_metadata(path).is_ok_and(|data| data.is_file() && data.len() == 0);
         if is_empty {
             // Killed between making the file and writing its header: nothing was ever in it.
             fs::remove_file(path).map_err(write_error)?;
@@ -301,6 +337,24 @@ impl ReplicaStore {
         }
         self.forget(chunk);
         Ok(())
+    }
+}
+
+/// Tells a missing file from a missing disk, which is fenced.
+fn check_in_place(disk: &Disk) -> Result<(), StoreError> {
+    if !disk.is_in_place().map_err(StoreError::Read)? {
+        disk.fence("its directory has gone, or is another one now");
+    }
+    disk.check()
+}
+
+/// Sorts the errors of opening and making files: only what the medium itself says condemns it.
+fn open_error(error: io::Error) -> StoreError {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR | libc::EACCES | libc::EPERM) => {
+            StoreError::Open(error)
+        }
+        _ => write_error(error),
     }
 }
 

@@ -62,6 +62,14 @@ impl Slot {
         }
     }
 
+    /// Returns what the unit holds, if the entry says so.
+    pub fn state(&self) -> Option<UnitState> {
+        match self {
+            Self::Known { state, .. } => Some(*state),
+            Self::Never | Self::Damaged => None,
+        }
+    }
+
     /// Returns the bytes of the entry of `unit`.
     pub fn encode(state: &UnitState, previous: Option<Previous>, chunk: ChunkId, unit: u32) -> [u8; ENTRY_BYTES] {
         let mut flags = if state.hole { ZEROED } else { DATA };

@@ -1,6 +1,6 @@
 //! A cluster of three chunk servers, and a client that talks to the primary of a chunk.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,14 +18,26 @@ pub const CHUNK_SIZE_LOG2: u32 = 20;
 pub struct Cluster {
     pub master: Master,
     pub servers: Vec<Option<ChunkServer>>,
-    root: tempfile::TempDir,
+    pub root: tempfile::TempDir,
+    configure: Configure,
 }
+
+/// Changes the settings of the server with this index, whose directory would be this.
+pub type Configure = fn(usize, &Path, &mut ChunkdConfig);
 
 impl Cluster {
     pub fn start() -> Self {
+        Self::start_with(|_, _, _| {})
+    }
+
+    /// A master and nobody else.
+    pub fn alone() -> Self {
         let root = tempfile::tempdir().unwrap();
-        let master = Master::start();
-        let mut cluster = Self { master, servers: (0..3).map(|_| None).collect(), root };
+        Self { master: Master::start(), servers: (0..3).map(|_| None).collect(), root, configure: |_, _, _| {} }
+    }
+
+    pub fn start_with(configure: Configure) -> Self {
+        let mut cluster = Self { configure, ..Self::alone() };
         for at in 0..3 {
             cluster.start_server(at);
             // One after the other, so that server `at` is node `at + 1`.
@@ -38,15 +50,16 @@ impl Cluster {
         self.root.path().join(format!("node{}", at + 1))
     }
 
-    fn start_server(&mut self, at: usize) {
+    pub fn start_server(&mut self, at: usize) {
         let mut config = ChunkdConfig::new(vec![self.data(at)], self.master.hot_address.clone());
         config.listen = "127.0.0.1:0".into();
         config.reserve_bytes = 0;
         config.op_timeout_ms = 3_000;
+        (self.configure)(at, &self.data(at), &mut config);
         self.servers[at] = Some(ChunkServer::start(config).unwrap());
     }
 
-    fn wait_registered(&self, at: usize) {
+    pub fn wait_registered(&self, at: usize) {
         let server = self.servers[at].as_ref().unwrap();
         let address = server.addresses().data.to_string();
         wait_until("registration", || {
@@ -98,6 +111,16 @@ pub struct Chunk<'a> {
 }
 
 impl Chunk<'_> {
+    pub fn connect_as(&self, role: pb::Role, node: u32, boot: u64) -> Connection {
+        let address = self.cluster.master.state.lock().unwrap().nodes[&(self.primary as u32 + 1)].address.clone();
+        let mut connection = connect(&address, Duration::from_secs(2)).unwrap();
+        let (node, boot) = (NodeId(node), BootSession(boot));
+        let own = Identity { cluster: Some(CLUSTER), role, node, boot, session: SessionId(1) };
+        let deadline = Instant::now() + Duration::from_secs(2);
+        offer_hello(&mut connection, &own, pb::Role::ChunkServer, deadline).unwrap();
+        connection
+    }
+
     pub fn grant(&self) -> pb::Grant {
         let state = self.cluster.master.state.lock().unwrap();
         let primary = self.primary as u32 + 1;
@@ -117,18 +140,7 @@ impl Chunk<'_> {
     }
 
     pub fn connect(&self) -> Connection {
-        let address = self.cluster.master.state.lock().unwrap().nodes[&(self.primary as u32 + 1)].address.clone();
-        let mut connection = connect(&address, Duration::from_secs(2)).unwrap();
-        let own = Identity {
-            cluster: Some(CLUSTER),
-            role: pb::Role::Mount,
-            node: NodeId(0),
-            boot: BootSession(5),
-            session: SessionId(1),
-        };
-        let deadline = Instant::now() + Duration::from_secs(2);
-        offer_hello(&mut connection, &own, pb::Role::ChunkServer, deadline).unwrap();
-        connection
+        self.connect_as(pb::Role::Mount, 0, 5)
     }
 
     pub fn ask_on(

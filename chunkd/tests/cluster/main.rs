@@ -2,8 +2,12 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests own their files, threads and sockets")]
 
+mod control;
+mod disks;
 mod harness;
+mod hostile;
+mod kill;
+mod load;
 mod master;
 mod recovery;
 mod service;
-mod speed;

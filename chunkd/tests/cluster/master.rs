@@ -31,6 +31,9 @@ pub struct State {
     pub deleted: Vec<(u32, u64)>,
     pub reports: u64,
     pub is_deaf: bool,
+    /// Registrations are refused with this.
+    pub refuses: Option<String>,
+    pub registrations: u64,
 }
 
 #[derive(Clone)]
@@ -70,6 +73,10 @@ impl ChunkServers for Control {
         let mut state = self.0.lock().unwrap();
         if state.is_deaf {
             return Err(Status::unavailable("deaf"));
+        }
+        state.registrations += 1;
+        if let Some(reason) = &state.refuses {
+            return Err(Status::failed_precondition(reason));
         }
         let known = state.nodes.iter().find(|(_, node)| node.server == request.server_id).map(|(id, _)| *id);
         let id = known.unwrap_or(state.nodes.len() as u32 + 1);

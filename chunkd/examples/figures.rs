@@ -1,0 +1,83 @@
+//! What this machine makes of one client and one chunk on three servers: `cargo run -p dfs-chunkd --example figures`.
+//!
+//! All servers are in this process and on one disk, so a figure is three times the work. An argument chooses one of the
+//! lines, for strace.
+
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "it owns its files, threads and sockets")]
+#![allow(dead_code, reason = "the harness is that of the tests")]
+
+#[path = "../tests/cluster/harness.rs"]
+mod harness;
+#[path = "../tests/cluster/master.rs"]
+mod master;
+
+use std::time::Instant;
+
+use dfs_proto::wire::Connection;
+use dfs_proto::wire::pb::{self, data_request};
+
+use crate::harness::{Chunk, Cluster, pattern};
+
+struct Run<'a> {
+    chunk: Chunk<'a>,
+    connection: Connection,
+    number: u64,
+    only: Option<String>,
+}
+
+impl Run<'_> {
+    fn line(&mut self, name: &str, rounds: u32, mut step: impl FnMut(&mut Self, u32)) {
+        if self.only.as_ref().is_some_and(|only| only != name) {
+            return;
+        }
+        let started = Instant::now();
+        for round in 0..rounds {
+            step(self, round);
+        }
+        println!("{name}: {:?} each", started.elapsed() / rounds);
+    }
+
+    fn write(&mut self, offset: u32, data: &[u8]) {
+        self.number += 1;
+        let request = self.chunk.write_request(offset, data, self.number);
+        self.chunk.ask_on(&mut self.connection, request, data).unwrap();
+    }
+
+    fn ask(&mut self, body: data_request::Body) {
+        self.chunk.ask_on(&mut self.connection, body, &[]).unwrap();
+    }
+}
+
+fn main() {
+    let cluster = Cluster::start();
+    let chunk = cluster.chunk(1);
+    let mut run = Run { chunk, connection: chunk.connect(), number: 0, only: std::env::args().nth(1) };
+    let whole = pattern(1, 1 << 20);
+    let unit = &whole[..4096];
+    run.write(0, &whole);
+    run.line("write-4k", 3_000, |run, round| run.write(round % 256 * 4096, unit));
+    run.line("read-4k", 3_000, |run, round| {
+        run.ask(data_request::Body::Read(pb::Read { offset: round % 256 * 4096, length: 4096 }));
+    });
+    run.line("write-1m", 200, |run, _| run.write(0, &whole));
+    run.line("read-1m", 200, |run, _| run.ask(data_request::Body::Read(pb::Read { offset: 0, length: 1 << 20 })));
+    run.line("overwrite-4k-barrier", 300, |run, round| {
+        run.write(round % 256 * 4096, unit);
+        run.ask(data_request::Body::Barrier(pb::Barrier {}));
+    });
+    run.line("barrier-alone", 300, |run, _| run.ask(data_request::Body::Barrier(pb::Barrier {})));
+    run.chunk = cluster.chunk(2);
+    run.line("append-4k-barrier", 250, |run, round| {
+        run.write(round * 4096, unit);
+        run.ask(data_request::Body::Barrier(pb::Barrier {}));
+    });
+    run.line("first-write-of-a-chunk", 300, |run, round| {
+        run.chunk = cluster.chunk(100 + u64::from(round));
+        run.write(0, unit);
+    });
+    run.line("first-write-of-a-chunk-and-barrier", 100, |run, round| {
+        run.chunk = cluster.chunk(1_000 + u64::from(round));
+        run.write(0, unit);
+        run.ask(data_request::Body::Barrier(pb::Barrier {}));
+    });
+}

@@ -1,0 +1,46 @@
+//! More replicas than may be open.
+
+use dfs_proto::wire::pb::{self, data_request};
+
+use crate::harness::{Cluster, UNIT};
+
+#[test]
+fn more_chunks_than_may_be_open_are_served_under_load() {
+    // 64 is the least that a server keeps open.
+    let cluster = Cluster::start_with(|_, _, config| config.open_files_max = 1);
+    std::thread::scope(|scope| {
+        for writer in 0..4u64 {
+            let cluster = &cluster;
+            scope.spawn(move || {
+                let mut connection = cluster.chunk(1).connect();
+                for round in 0..3u8 {
+                    for at in 0..40u64 {
+                        let chunk = cluster.chunk(writer * 100 + at + 1);
+                        let data = [round + 1; UNIT as usize];
+                        let request = chunk.write_request(u32::from(round) * UNIT, &data, u64::from(round) + 1);
+                        chunk.ask_on(&mut connection, request, &data).unwrap();
+                        // Repeated after the replica may have been closed and opened: the same bytes.
+                        let read = pb::Read { offset: u32::from(round) * UNIT, length: UNIT };
+                        let (_, payload) = chunk.ask_on(&mut connection, data_request::Body::Read(read), &[]).unwrap();
+                        assert_eq!(payload, data[..]);
+                    }
+                }
+            });
+        }
+    });
+    for writer in 0..4u64 {
+        for at in 0..40u64 {
+            let chunk = cluster.chunk(writer * 100 + at + 1);
+            for round in 0..3u8 {
+                assert_eq!(chunk.read(u32::from(round) * UNIT, UNIT), [round + 1; UNIT as usize]);
+            }
+            chunk.assert_replicas_are_equal();
+        }
+    }
+    for at in 0..3 {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        let data = cluster.data(at).join("replicas");
+        let replicas = open.filter(|path| path.starts_with(&data)).count();
+        assert!(replicas <= 64 + 4, "{replicas} replicas are open");
+    }
+}
