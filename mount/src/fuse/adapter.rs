@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -13,9 +13,9 @@ use dfs_proto::limits::{DATA_BYTES_MAX, NAME_BYTES_MAX};
 use dfs_proto::{FsError, InodeId, Kind};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use prometheus::IntGauge;
 
@@ -45,6 +45,8 @@ struct Shared {
     gate: Gate,
     ops: OpMetrics,
     waiting: IntGauge,
+    /// There once the session is; the kernel sends nothing before that which needs it.
+    notifier: OnceLock<Notifier>,
 }
 
 /// A reply that can also be an error.
@@ -85,8 +87,18 @@ impl Adapter {
             gate: Gate::new(workers.saturating_sub(2)),
             ops: OpMetrics::new(metrics),
             waiting: metrics.waiting_requests.clone(),
+            notifier: OnceLock::new(),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Returns where the way to tell the kernel something is put, once there is one.
+    pub fn notifier_slot(&self) -> impl FnOnce(Notifier) + use<> {
+        let shared = Arc::clone(&self.shared);
+        move |notifier| {
+            // Only the one who mounted sets it, once.
+            let _ = shared.notifier.set(notifier);
+        }
     }
 
     /// Carries a call out that may wait for the network, here if the gate is open, else on the pool.
@@ -128,6 +140,20 @@ impl Adapter {
 }
 
 impl Shared {
+    /// Makes the kernel ask for the attributes of `node` before it uses them again.
+    ///
+    /// An open that finds new content must not read it with the size that the kernel was told up to a second ago. This
+    /// may be sent by a thread that answers a request: an invalidation of attributes alone takes no lock in the kernel
+    /// that a caller of this mount can hold (`fuse_reverse_inval_inode` with a negative offset).
+    fn expire_attr(&self, node: INodeNo) {
+        if let Some(notifier) = self.notifier.get()
+            && let Err(error) = notifier.inval_inode(node, -1, 0)
+            && error.raw_os_error() != Some(libc::ENOENT)
+        {
+            tracing::debug!(?node, %error, "the kernel did not take an invalidation");
+        }
+    }
+
     fn carry_out<T, R: Refuse>(
         &self,
         op: Op,
@@ -431,7 +457,12 @@ impl Filesystem for Adapter {
             Op::Open,
             reply,
             move |fs| fs.open(caller, inode, flags),
-            move |_, reply, open| reply.opened(FileHandle(open.handle.0), open_reply_flags(&open, flags)),
+            move |shared, reply, open| {
+                if !open.keep_cache {
+                    shared.expire_attr(node);
+                }
+                reply.opened(FileHandle(open.handle.0), open_reply_flags(&open, flags));
+            },
         );
     }
 

@@ -150,7 +150,9 @@ impl FuseSession {
         config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
         config.n_threads = Some(workers);
         config.clone_fd = true;
+        let set_notifier = adapter.notifier_slot();
         let session = Session::new(adapter, mount_point.path(), &config)?;
+        set_notifier(session.notifier());
         let device = mount_point.mounted().map(|mounted| mounted.device);
         let serving = std::thread::Builder::new().name("dfs-fuse".into()).spawn(move || session.run())?;
         if let Some(device) = &device {
