@@ -26,8 +26,8 @@ pub struct Counters {
     pub inodes: u64,
     /// Chunks of all files.
     pub chunks: u64,
-    /// Sum of the sizes of regular files.
-    pub logical_bytes: u64,
+    /// Sum of the sizes of regular files. Sparse files cost nothing, so a few dozen can be more than 64 bits hold.
+    pub logical_bytes: u128,
     /// Inodes without a name that are still open or not yet purged.
     pub orphans: u64,
     /// Replicas that wait for their deletion.

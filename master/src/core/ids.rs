@@ -76,11 +76,6 @@ impl FreshIds {
     pub fn was_inode(&self, inode: InodeId) -> bool {
         inode > InodeId::ROOT && inode.0 < self.next.inode
     }
-
-    /// Returns whether `chunk` was handed out at some time.
-    pub fn was_chunk(&self, chunk: ChunkId) -> bool {
-        chunk.0 > 0 && chunk.0 < self.next.chunk
-    }
 }
 
 fn take(next: &mut u64, end: u64) -> Option<u64> {

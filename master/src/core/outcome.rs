@@ -82,12 +82,11 @@ pub struct Delta {
 impl Delta {
     /// Applies the change.
     pub fn apply(&self, counters: &mut Counters) {
-        let add = |total: &mut u64, change: i64| {
-            *total = total.checked_add_signed(change).expect("totals are exact, so none falls below 0");
-        };
+        const EXACT: &str = "totals are exact, so none falls below 0";
+        let add = |total: &mut u64, change: i64| *total = total.checked_add_signed(change).expect(EXACT);
         add(&mut counters.inodes, self.inodes);
         add(&mut counters.chunks, self.chunks);
-        add(&mut counters.logical_bytes, self.logical_bytes);
+        counters.logical_bytes = counters.logical_bytes.checked_add_signed(self.logical_bytes.into()).expect(EXACT);
         add(&mut counters.orphans, self.orphans);
         add(&mut counters.reclaim_pending, self.reclaim_pending);
     }

@@ -1,7 +1,7 @@
 //! What a mount can ask for, with every limit already checked by whoever decoded it.
 
 use bytes::Bytes;
-use dfs_proto::{ChunkId, ChunkIndex, InodeId, Kind, Name, SessionId, UnixNanos};
+use dfs_proto::{ChunkIndex, InodeId, Kind, Name, SessionId, UnixNanos};
 
 /// One request and who makes it.
 #[derive(Clone, Debug)]
@@ -29,8 +29,6 @@ pub struct Replay {
     pub time: UnixNanos,
     /// The inode it made, or 0.
     pub inode: InodeId,
-    /// The chunks it made, by place in the reply.
-    pub chunks: Vec<ChunkId>,
 }
 
 /// What is asked for.
@@ -38,33 +36,85 @@ pub struct Replay {
 #[allow(missing_docs, reason = "each variant is the operation of its name, documented there")]
 pub enum Request {
     SessionOpen(SessionOpen),
-    SessionReclaim { opens: Vec<(InodeId, u64)>, is_last: bool },
+    SessionReclaim {
+        opens: Vec<(InodeId, u64)>,
+        is_last: bool,
+    },
     SessionClose,
     Ping,
     /// To wait until the log is durable, which whoever asks does: here only whether the session may.
     Sync,
-    Lookup { parent: InodeId, name: Name },
-    GetAttr { inode: InodeId },
+    Lookup {
+        parent: InodeId,
+        name: Name,
+    },
+    GetAttr {
+        inode: InodeId,
+    },
     SetAttr(SetAttr),
     Make(Make),
-    Unlink { parent: InodeId, name: Name },
-    Rmdir { parent: InodeId, name: Name },
+    Unlink {
+        parent: InodeId,
+        name: Name,
+    },
+    Rmdir {
+        parent: InodeId,
+        name: Name,
+    },
     Rename(Rename),
-    Link { inode: InodeId, parent: InodeId, name: Name },
-    ReadLink { inode: InodeId },
-    Open { inode: InodeId },
-    Release { opens: Vec<(InodeId, u64)> },
-    ReadDir { inode: InodeId, after: u64, limit: usize, plus: bool },
+    Link {
+        inode: InodeId,
+        parent: InodeId,
+        name: Name,
+    },
+    ReadLink {
+        inode: InodeId,
+    },
+    Open {
+        inode: InodeId,
+    },
+    Release {
+        opens: Vec<(InodeId, u64)>,
+    },
+    ReadDir {
+        inode: InodeId,
+        after: u64,
+        limit: usize,
+        plus: bool,
+    },
     StatFs,
     SetXattr(SetXattr),
-    GetXattr { inode: InodeId, name: Bytes },
-    ListXattr { inode: InodeId },
-    RemoveXattr { inode: InodeId, name: Bytes },
-    GetChunks { inode: InodeId, first: ChunkIndex, count: u32 },
-    AllocateChunks { inode: InodeId, first: ChunkIndex, count: u32 },
+    GetXattr {
+        inode: InodeId,
+        name: Bytes,
+    },
+    ListXattr {
+        inode: InodeId,
+    },
+    RemoveXattr {
+        inode: InodeId,
+        name: Bytes,
+    },
+    GetChunks {
+        inode: InodeId,
+        first: ChunkIndex,
+        count: u32,
+    },
+    AllocateChunks {
+        inode: InodeId,
+        first: ChunkIndex,
+        count: u32,
+    },
     CommitWrite(CommitWrite),
-    GetInline { inode: InodeId },
-    PunchChunks { inode: InodeId, first: ChunkIndex, count: u32, mtime: UnixNanos },
+    GetInline {
+        inode: InodeId,
+    },
+    PunchChunks {
+        inode: InodeId,
+        first: ChunkIndex,
+        count: u32,
+        mtime: UnixNanos,
+    },
 }
 
 /// Opens a session.

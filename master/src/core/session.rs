@@ -125,6 +125,11 @@ impl Sessions {
         self.known.iter().filter(|(_, session)| is_expired(session)).map(|(id, _)| *id).collect()
     }
 
+    /// Gives every session a whole lease from `now` on.
+    pub fn renew_all(&mut self, now: MonoMs) {
+        self.known.values_mut().for_each(|session| session.last_seen = now);
+    }
+
     /// Returns all of them by id.
     pub fn iter(&self) -> impl Iterator<Item = (SessionId, &SessionState)> {
         self.known.iter().map(|(id, session)| (*id, session))

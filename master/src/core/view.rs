@@ -292,18 +292,14 @@ impl<'a> View<'a> {
         Ok(id)
     }
 
-    /// Returns the id for a new chunk, at place `at` of the reply.
+    /// Returns the id for a new chunk. A replay has no say: an allocation is durable before anybody is told of it, so
+    /// what it made is there, or was dropped since, and then its id belongs to replicas that are about to be deleted.
     ///
     /// # Errors
     ///
-    /// As [`Self::new_inode_id`].
-    pub fn new_chunk_id(&self, at: usize) -> Result<ChunkId, Stop> {
+    /// [`Stop::Ids`].
+    pub fn new_chunk_id(&self) -> Result<ChunkId, Stop> {
         let mut ids = self.ids.get();
-        let replayed = self.replay.and_then(|replay| replay.chunks.get(at)).filter(|id| id.0 != 0);
-        if let Some(id) = replayed {
-            let was_given = ids.was_chunk(*id);
-            return if was_given { Ok(*id) } else { Err(FsError::Invalid("replay of an impossible id").into()) };
-        }
         let id = ids.take_chunk().ok_or(Stop::Ids)?;
         self.ids.set(ids);
         Ok(id)

@@ -50,7 +50,7 @@ impl AdminService {
             chunks: counters.chunks,
             orphans: counters.orphans,
             reclaim_pending: counters.reclaim_pending,
-            logical_bytes: counters.logical_bytes,
+            logical_bytes: u64::try_from(counters.logical_bytes).unwrap_or(u64::MAX),
             seq: seq.0,
             durable_seq: durable_seq.0,
             nodes: table.iter().map(|(id, node)| node_status(&table, id, node, now, shared.started)).collect(),

@@ -149,6 +149,9 @@ impl Executor {
 
     /// Ends sessions whose lease ran out; returns how many. Does nothing during the reclaim window.
     ///
+    /// To be called every second or so. If the last call was long ago the master itself was away (stopped, or its host
+    /// suspended), and what its mounts said meanwhile lies unread in the sockets: then all leases begin anew.
+    ///
     /// # Errors
     ///
     /// [`FsError::Io`].
@@ -157,7 +160,14 @@ impl Executor {
             if owner.is_in_reclaim_window() {
                 return Ok(0);
             }
-            let expired = owner.sessions.expired(owner.clock.mono(), owner.spans.session_ms);
+            let now = owner.clock.mono();
+            let away_ms = owner.sessions_checked.replace(now).map_or(0, |last| now.since(last));
+            if away_ms > owner.spans.session_ms / 4 {
+                tracing::warn!(away_ms, "the master was not running; all sessions get a new lease");
+                owner.sessions.renew_all(now);
+                return Ok(0);
+            }
+            let expired = owner.sessions.expired(now, owner.spans.session_ms);
             for session in &expired {
                 tracing::warn!(session = %session, "the session's lease ran out");
                 owner.close_session(*session).result?;
@@ -326,7 +336,7 @@ impl Executor {
                 match record {
                     Record::Inode(inode) => {
                         counters.inodes += 1;
-                        counters.logical_bytes += inode.logical_bytes();
+                        counters.logical_bytes += u128::from(inode.logical_bytes());
                     }
                     Record::Chunk(_) => counters.chunks += 1,
                     Record::Orphan(_) => counters.orphans += 1,

@@ -30,6 +30,8 @@ use crate::core::node_table::{NodeState, NodeTable};
 
 /// Due entries looked at in one tick; the next tick goes on after them.
 const RECLAIM_ENTRIES: usize = 2_000;
+/// Deletions recorded in one step: some milliseconds of the executor's time.
+const DONE_AT_ONCE: usize = 500;
 /// Chunks of orphans handed to reclaim in one step, and steps in one tick.
 const PURGE_CHUNKS: usize = 512;
 const PURGE_STEPS: usize = 8;
@@ -163,7 +165,9 @@ impl Caretaker {
         let done = self.shared.nodes.write().take_deleted();
         // What fails here is ordered again, and answered again: deleting is idempotent.
         for (node, chunks) in done {
-            self.shared.executor.reclaim_done(node, &chunks)?;
+            for some in chunks.chunks(DONE_AT_ONCE) {
+                self.shared.executor.reclaim_done(node, some)?;
+            }
         }
         Ok(())
     }

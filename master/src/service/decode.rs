@@ -7,7 +7,7 @@ use dfs_proto::limits::{
     INLINE_BYTES_MAX, LISTING_ENTRIES_MAX, LOCATIONS_MAX, SYMLINK_BYTES_MAX, XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX,
 };
 use dfs_proto::wire::pb::{self, meta_reply, meta_request};
-use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, Kind, Name, Seq, SessionId, UnixNanos};
+use dfs_proto::{ChunkIndex, FsError, InodeId, Kind, Name, Seq, SessionId, UnixNanos};
 
 use crate::core::outcome::{Body, Listed};
 use crate::core::record::Inode;
@@ -82,11 +82,7 @@ pub(super) fn request(session: SessionId, message: pb::MetaRequest) -> Result<As
         meta_request::Body::ReportBadReplica(report) => return Ok(Asked::BadReplica(report)),
         body => request_body(body)?,
     };
-    let replay = message.replay.map(|replay| Replay {
-        time: UnixNanos(replay.time),
-        inode: InodeId(replay.inode),
-        chunks: replay.chunks.into_iter().map(ChunkId).collect(),
-    });
+    let replay = message.replay.map(|replay| Replay { time: UnixNanos(replay.time), inode: InodeId(replay.inode) });
     Ok(Asked::Call(Box::new(Call {
         session,
         number: message.number,

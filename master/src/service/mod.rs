@@ -20,6 +20,8 @@ mod decode;
 mod durability;
 pub mod executor;
 mod grants;
+#[cfg(test)]
+mod hostile_tests;
 pub mod http;
 pub mod master;
 pub mod metrics;

@@ -25,6 +25,9 @@ const REQUEST_BYTES_MAX: usize = 1 << 20;
 const DISKS_MAX: usize = 256;
 /// Most bytes of any text a chunk server says of itself.
 const TEXT_BYTES_MAX: usize = 1_024;
+/// Most bytes of the address of a data plane: a name of 253, a colon, a port. A reply of the hot plane names it for each of
+/// a few hundred chunks, twice, and must fit a frame.
+const ADDRESS_BYTES_MAX: usize = 259;
 /// Most requests at once on one connection.
 const STREAMS_MAX: u32 = 64;
 
@@ -172,9 +175,10 @@ fn facts_of(request: &pb::RegisterRequest) -> Result<NodeFacts, Status> {
 }
 
 fn is_host_and_port(address: &str) -> bool {
-    address
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0))
+    address.len() <= ADDRESS_BYTES_MAX
+        && address
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0))
 }
 
 fn disks_of(disks: Vec<pb::Disk>) -> Result<Vec<Disk>, Status> {
@@ -235,7 +239,10 @@ mod tests {
         check(pb::RegisterRequest { protocol: PROTOCOL + 1, ..good() }, Some("protocol"));
         check(pb::RegisterRequest { protocol: PROTOCOL_MIN - 1, ..good() }, Some("protocol"));
         check(pb::RegisterRequest { host: "x".repeat(TEXT_BYTES_MAX + 1), ..good() }, Some("1024"));
-        for address in ["", "127.0.0.1", ":7100", "127.0.0.1:0", "127.0.0.1:70000"] {
+        let longest = format!("{}:65535", "h".repeat(ADDRESS_BYTES_MAX - 6));
+        check(pb::RegisterRequest { data_address: longest.clone(), ..good() }, None);
+        let too_long = format!("h{longest}");
+        for address in ["", "127.0.0.1", ":7100", "127.0.0.1:0", "127.0.0.1:70000", &too_long] {
             check(pb::RegisterRequest { data_address: address.into(), ..good() }, Some("host:port"));
         }
     }

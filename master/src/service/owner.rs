@@ -80,6 +80,8 @@ pub(super) struct Owner {
     /// Where each reclaim entry that was handed out stands.
     pub(super) reclaims_given: BTreeMap<ChunkId, UnixNanos>,
     pub(super) reclaim_cursor: Option<Key>,
+    /// When it was last looked for sessions whose lease ran out.
+    pub(super) sessions_checked: Option<MonoMs>,
     pub(super) spans: Spans,
     pub(super) clock: Arc<dyn Clock>,
     nodes: Arc<RwLock<NodeTable>>,
@@ -151,6 +153,7 @@ impl Owner {
             nodes_on_record: BTreeMap::new(),
             reclaims_given: BTreeMap::new(),
             reclaim_cursor: None,
+            sessions_checked: None,
             spans,
             clock,
             nodes,
@@ -452,7 +455,9 @@ impl Owner {
         let durable_first = outcome.durable_first.max(seen);
         let reply = self.apply(call, outcome, now);
         let Body::Session { session, .. } = &reply.body else { unreachable!("the operation answers with a session") };
-        if known.is_none() {
+        if let Some(known) = self.sessions.get_mut(*session) {
+            known.last_seen = self.clock.mono();
+        } else {
             if let Some(Known::Present(Record::Session(record))) = self.records.find(&Key::Session(*session)) {
                 self.sessions.insert(*session, record, self.clock.mono(), false);
             }

@@ -13,8 +13,8 @@ use crate::core::view::{Stop, View};
 /// Makes a chunk at each of `count` places from `first` on that has none; those that exist are returned as they are.
 /// The size does not change: that is for the commit of what was written.
 ///
-/// New chunks are durable before the caller is told of them, since replicas will be made by their ids on the chosen
-/// servers, which a replay after power loss could not name.
+/// New chunks are durable before the caller is told of them: replicas will be made by their ids, and one that no record
+/// knows of would never be deleted.
 ///
 /// # Errors
 ///
@@ -31,12 +31,11 @@ pub(super) fn allocate_chunks(view: &View<'_>, inode: InodeId, first: ChunkIndex
     let found = view.chunks(inode, first, count)?;
     let mut chunks = Vec::with_capacity(found.len());
     let mut made = 0;
-    for (at, existing) in found.into_iter().enumerate() {
-        let index = ChunkIndex(first.0 + at as u32);
+    for (index, existing) in (first.0..=u32::MAX).map(ChunkIndex).zip(found) {
         let chunk = match existing {
             Some(chunk) => chunk,
             None => {
-                let id = view.new_chunk_id(at)?;
+                let id = view.new_chunk_id()?;
                 let in_sync = view.cluster.place(id.0, file.replicas as usize)?;
                 let primary = *in_sync.first().ok_or_else(|| FsError::NoReplica("no server was chosen".into()))?;
                 let chunk = Arc::new(Chunk {

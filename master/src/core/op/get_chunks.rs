@@ -22,7 +22,7 @@ pub(super) fn get_chunks(view: &View<'_>, inode: InodeId, first: ChunkIndex, cou
         (0..count).map_while(|at| first.0.checked_add(at)).map(|index| (ChunkIndex(index), None)).collect()
     } else {
         let found = view.chunks(inode, first, count)?;
-        found.into_iter().zip(first.0..).map(|(chunk, index)| (ChunkIndex(index), chunk)).collect()
+        found.into_iter().zip(first.0..=u32::MAX).map(|(chunk, index)| (ChunkIndex(index), chunk)).collect()
     };
     Ok(Outcome::read(view, Body::Chunks { inode: file, chunks }))
 }

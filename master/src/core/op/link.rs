@@ -21,13 +21,17 @@ pub(super) fn link(
 ) -> Result<Outcome, Stop> {
     let directory = view.directory(parent)?;
     let linked = view.inode(inode)?;
-    if linked.is_directory() {
-        return Err(FsError::NotPermitted.into());
-    }
+    // In the order of Linux: do_linkat(), may_create(), vfs_link().
     if view.find_dentry(parent, name)?.is_some() {
         return Err(FsError::Exists.into());
     }
-    if linked.nlink == 0 || directory.nlink == 0 {
+    if directory.nlink == 0 {
+        return Err(FsError::NoEntry.into());
+    }
+    if linked.is_directory() {
+        return Err(FsError::NotPermitted.into());
+    }
+    if linked.nlink == 0 {
         return Err(FsError::NoEntry.into());
     }
     if linked.nlink >= limits::LINKS_MAX {

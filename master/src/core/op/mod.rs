@@ -100,4 +100,4 @@ pub fn run(view: &View<'_>, now: UnixNanos, call: &Call) -> Result<Outcome, Stop
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -35,6 +35,9 @@ pub(super) fn rename(view: &View<'_>, now: UnixNanos, request: &Rename) -> Resul
     if request.flags & NO_REPLACE != 0 && target.is_some() {
         return Err(FsError::Exists.into());
     }
+    if request.flags & EXCHANGE != 0 && target.is_none() {
+        return Err(FsError::NoEntry.into());
+    }
     let moved = view.inode(source.inode)?;
     if moved.is_directory() {
         check_not_below(view, request.new_parent, moved.id)?;
@@ -42,7 +45,6 @@ pub(super) fn rename(view: &View<'_>, now: UnixNanos, request: &Rename) -> Resul
     match target {
         Some(target) if target.inode == source.inode => Ok(Outcome::new(view)),
         Some(target) if request.flags & EXCHANGE != 0 => exchange(view, now, request, (&source, &moved), &target),
-        None if request.flags & EXCHANGE != 0 => Err(FsError::NoEntry.into()),
         target => replace(view, now, request, (&source, &moved), target.as_ref()),
     }
 }
@@ -87,7 +89,14 @@ fn replace(
     if let Some(replaced) = &replaced {
         match (moved.is_directory(), replaced.is_directory()) {
             (true, false) => return Err(FsError::NotDirectory.into()),
-            (false, true) => return Err(FsError::IsDirectory.into()),
+            (false, true) => {
+                // do_renameat2() looks at where the directory is before it looks at what is moved.
+                return Err(match check_not_below(view, request.parent, replaced.id) {
+                    Ok(()) => FsError::IsDirectory.into(),
+                    Err(Stop::Fail(FsError::IntoItself)) => FsError::NotEmpty.into(),
+                    Err(stop) => stop,
+                });
+            }
             (true, true) if replaced.entries > 0 => return Err(FsError::NotEmpty.into()),
             _ => {}
         }

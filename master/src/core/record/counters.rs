@@ -20,7 +20,8 @@ impl StoredCounters {
         seal(&Stored {
             inodes: self.counters.inodes,
             chunks: self.counters.chunks,
-            logical_bytes: self.counters.logical_bytes,
+            logical_bytes: self.counters.logical_bytes as u64,
+            logical_bytes_high: (self.counters.logical_bytes >> 64) as u64,
             orphans: self.counters.orphans,
             reclaim_pending: self.counters.reclaim_pending,
             seq: self.seq.0,
@@ -33,7 +34,7 @@ impl StoredCounters {
             counters: Counters {
                 inodes: stored.inodes,
                 chunks: stored.chunks,
-                logical_bytes: stored.logical_bytes,
+                logical_bytes: u128::from(stored.logical_bytes_high) << 64 | u128::from(stored.logical_bytes),
                 orphans: stored.orphans,
                 reclaim_pending: stored.reclaim_pending,
             },
@@ -56,4 +57,6 @@ struct Stored {
     reclaim_pending: u64,
     #[prost(uint64, tag = "6")]
     seq: u64,
+    #[prost(uint64, tag = "7")]
+    logical_bytes_high: u64,
 }

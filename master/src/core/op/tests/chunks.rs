@@ -67,6 +67,7 @@ fn an_allocation_makes_what_is_missing_and_returns_the_rest() {
     assert_eq!((attributes.chunks, attributes.size, attributes.is_inline), (4, 0, true));
     let last = (FILE_BYTES_MAX / CHUNK_SIZE - 1) as u32;
     assert_eq!(allocate(&mut world, inode, last, 1), Ok(vec![5]));
+    assert_eq!(get(&mut world, inode, u32::MAX, 1), Ok(vec![5]));
     let directory = world.make("/d", Kind::Directory, false, false).expect("made").id;
     assert_eq!(allocate(&mut world, directory, 0, 1), Err(FsError::IsDirectory));
 }
@@ -163,6 +164,20 @@ fn a_truncate_of_an_inline_file_drops_the_chunks_of_writes_that_were_never_commi
     allocate(&mut world, inode, 0, 2).expect("allocated");
     world.set("/f", |set| set.size = Some(20_000)).expect("lengthened");
     assert_eq!(world.chunk_indexes(inode), [0; 0]);
+    world.check_invariants();
+}
+
+#[test]
+fn sparse_files_may_add_up_to_more_than_64_bits_hold() {
+    let mut world = World::new();
+    for number in 0..65 {
+        let path = format!("/f{number}");
+        world.make(&path, Kind::File, false, false).expect("made");
+        world.set(&path, |set| set.size = Some(FILE_BYTES_MAX)).expect("lengthened");
+    }
+    world.check_invariants();
+    assert_eq!(world.counters.logical_bytes, 65 * u128::from(FILE_BYTES_MAX));
+    world.set("/f0", |set| set.size = Some(0)).expect("emptied");
     world.check_invariants();
 }
 

@@ -1,6 +1,8 @@
-//! Tests of the operations: scripts by path, and random operations against a simple tree.
+//! Tests of the operations: scripts by path, and random operations against a simple tree; what must always be true.
 
 mod chunks;
+pub(crate) mod invariants;
+mod listing;
 mod model;
 mod script;
 mod world;

@@ -183,11 +183,11 @@ impl Tree {
                 let linked = self.find(from)?;
                 let (parent, name) = self.place(to)?;
                 let taken = self.child(parent, name)?;
-                if self.nodes[&linked].kind == Kind::Directory {
-                    return Err(FsError::NotPermitted);
-                }
                 if taken.is_some() {
                     return Err(FsError::Exists);
+                }
+                if self.nodes[&linked].kind == Kind::Directory {
+                    return Err(FsError::NotPermitted);
                 }
                 self.node(parent).names.insert(name, linked);
                 self.touch_directory(parent, now);
@@ -248,6 +248,9 @@ impl Tree {
             return Err(FsError::Exists);
         }
         let is_directory = |tree: &Self, id: usize| tree.nodes[&id].kind == Kind::Directory;
+        if flags == 2 && target.is_none() {
+            return Err(FsError::NoEntry);
+        }
         if is_directory(self, moved) && self.is_below(new_parent, moved) {
             return Err(FsError::IntoItself);
         }
@@ -255,7 +258,7 @@ impl Tree {
             return Ok(());
         }
         if flags == 2 {
-            let target = target.ok_or(FsError::NoEntry)?;
+            let target = target.expect("looked at above");
             if is_directory(self, target) && self.is_below(parent, target) {
                 return Err(FsError::IntoItself);
             }
@@ -266,6 +269,7 @@ impl Tree {
             if let Some(target) = target {
                 match (is_directory(self, moved), is_directory(self, target)) {
                     (true, false) => return Err(FsError::NotDirectory),
+                    (false, true) if self.is_below(parent, target) => return Err(FsError::NotEmpty),
                     (false, true) => return Err(FsError::IsDirectory),
                     (true, true) if !self.nodes[&target].names.is_empty() => return Err(FsError::NotEmpty),
                     _ => {}

@@ -341,6 +341,7 @@ fn rename_replaces_what_may_be_replaced() {
         rename /b /c noreplace -> Exists
         rename /b /c whiteout -> NotSupported
         rename /b /c both -> Invalid
+        rename /b /b noreplace -> Exists
         ",
     );
 }
@@ -377,6 +378,48 @@ fn a_directory_is_never_moved_below_itself() {
         stat /z nlink -> nlink=3
         rename /a /z/b/c/a
         ls /z/b/c -> a
+        ",
+    );
+}
+
+#[test]
+fn a_directory_is_not_replaced_by_what_is_in_it() {
+    check(
+        "
+        mkdir /a
+        mkdir /a/b
+        mkdir /a/b/c
+        create /a/b/f
+        rename /a/b/c /a -> NotEmpty
+        rename /a/b/f /a -> NotEmpty
+        rename /a/b/f /a/b -> NotEmpty
+        mkdir /e
+        rename /a/b/f /e -> IsDirectory
+        rename /a/b/f /a exchange -> IntoItself
+        rename /a /a/x exchange -> NoEntry
+        ",
+    );
+}
+
+#[test]
+fn a_file_and_a_directory_change_places_and_both_parents_count_right() {
+    check(
+        "
+        mkdir /p
+        mkdir /q
+        create /p/f
+        mkdir /q/d
+        mkdir /q/d/sub
+        rename /p/f /q/d exchange
+        stat /p nlink -> nlink=3
+        stat /q nlink -> nlink=2
+        stat /p/f nlink -> nlink=3
+        rename /p/f /q/d exchange
+        stat /p nlink -> nlink=2
+        stat /q nlink -> nlink=3
+        mkdir /q/e
+        rename /q/d /q/e exchange
+        stat /q nlink -> nlink=4
         ",
     );
 }
@@ -446,6 +489,11 @@ fn link_refuses_directories_and_taken_names() {
         mkdir /d
         create /f
         link /d /e -> NotPermitted
+        link /d /f -> Exists
+        symlink /s
+        link /s /s2
+        readlink /s2 -> target
+        stat /s2 nlink kind -> nlink=2 kind=symlink
         link /f /d -> Exists
         link /f /f/x -> NotDirectory
         at 50

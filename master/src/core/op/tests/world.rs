@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dfs_proto::{ChunkIndex, FsError, InodeId, Kind, Name, NodeId, Seq, SessionId, UnixNanos};
 
+use super::invariants;
 use crate::core::care::{Counters, CutIntent};
 use crate::core::ids::FreshIds;
 use crate::core::key::{Key, Range};
@@ -68,6 +69,8 @@ pub(super) struct World {
     pub(super) purgeable: BTreeSet<InodeId>,
     ids: FreshIds,
     seq: u64,
+    /// Records that the last operation asked for.
+    pub(super) read: usize,
     /// The time of the last operation; each takes one nanosecond.
     pub(super) now: i64,
 }
@@ -84,6 +87,7 @@ impl World {
             purgeable: BTreeSet::new(),
             ids,
             seq: 0,
+            read: 0,
             now: 0,
         };
         world.run(op::make_root).expect("a root");
@@ -98,6 +102,7 @@ impl World {
         operation: impl Fn(&View<'_>, UnixNanos) -> Result<Outcome, Stop>,
     ) -> Result<Body, FsError> {
         self.now += 1;
+        self.read = 0;
         self.map.fetched.clear();
         self.map.scanned.clear();
         let unsettled = Unsettled::default();
@@ -120,8 +125,12 @@ impl World {
                     self.ids = view.ids();
                     return Ok(self.apply(outcome));
                 }
-                Err(Stop::Read(keys)) => self.map.fetched.extend(keys),
+                Err(Stop::Read(keys)) => {
+                    self.read += keys.len();
+                    self.map.fetched.extend(keys);
+                }
                 Err(Stop::Scan(range)) => {
+                    self.read += self.map.range(&range).len();
                     self.map.scanned.insert(range);
                 }
                 Err(Stop::Ids) => unreachable!("there are ids without end"),
@@ -259,87 +268,9 @@ impl World {
             .collect()
     }
 
-    /// Checks C5 of the invariants: every count is exact, every name has its inode and every inode its names.
+    /// Checks what must always be true of the records.
     pub(super) fn check_invariants(&self) {
-        let mut names: BTreeMap<InodeId, u32> = BTreeMap::new();
-        let mut subdirectories: BTreeMap<InodeId, u32> = BTreeMap::new();
-        let mut entries: BTreeMap<InodeId, u64> = BTreeMap::new();
-        let mut cookies: BTreeMap<(InodeId, u64), (Name, InodeId)> = BTreeMap::new();
-        let mut chunks: BTreeMap<InodeId, u64> = BTreeMap::new();
-        let mut xattrs: BTreeMap<InodeId, (u32, u32)> = BTreeMap::new();
-        let mut counted = Counters::default();
-        let mut orphans = BTreeSet::new();
-        let mut inline: BTreeMap<InodeId, usize> = BTreeMap::new();
-        for (key, record) in self.records() {
-            match (key, record) {
-                (Key::Inode(_), Record::Inode(inode)) => {
-                    counted.inodes += 1;
-                    counted.logical_bytes += inode.logical_bytes();
-                }
-                (Key::Dentry(parent, _), Record::Dentry(dentry)) => {
-                    *names.entry(dentry.inode).or_default() += 1;
-                    *entries.entry(*parent).or_default() += 1;
-                    *subdirectories.entry(*parent).or_default() += u32::from(dentry.kind == Kind::Directory);
-                }
-                (Key::Cookie(parent, cookie), Record::Cookie(entry)) => {
-                    cookies.insert((*parent, *cookie), (entry.name.clone(), entry.inode));
-                }
-                (Key::Chunk(inode, _), Record::Chunk(_)) => {
-                    counted.chunks += 1;
-                    *chunks.entry(*inode).or_default() += 1;
-                }
-                (Key::Xattr(inode, name), Record::Xattr(_)) => {
-                    let (count, bytes) = xattrs.entry(*inode).or_default();
-                    *count += 1;
-                    *bytes += name.len() as u32 + 1;
-                }
-                (Key::Inline(inode), Record::Inline(content)) => {
-                    inline.insert(*inode, content.content.len());
-                }
-                (Key::Orphan(inode), Record::Orphan(_)) => {
-                    counted.orphans += 1;
-                    orphans.insert(*inode);
-                }
-                (Key::Reclaim(..), Record::Reclaim(reclaim)) => counted.reclaim_pending += reclaim.nodes.len() as u64,
-                (Key::Cut(_), Record::Cut(_)) => {}
-                other => panic!("unexpected {other:?}"),
-            }
-        }
-        assert_eq!(counted, self.counters, "the counters are a recount");
-        for (key, record) in self.records() {
-            match (key, record) {
-                (Key::Inode(id), Record::Inode(inode)) => {
-                    let named = names.remove(id).unwrap_or(0);
-                    let is_orphan = orphans.remove(id);
-                    if inode.is_directory() {
-                        let subs = subdirectories.remove(id).unwrap_or(0);
-                        let is_linked = *id == InodeId::ROOT || named == 1;
-                        assert_eq!(inode.nlink, if is_linked { 2 + subs } else { 0 }, "nlink of directory {id}");
-                        assert_eq!(is_orphan, !is_linked, "orphan {id}");
-                        assert_eq!(inode.entries, entries.remove(id).unwrap_or(0), "entries of {id}");
-                    } else {
-                        assert_eq!(inode.nlink, named, "nlink of {id}");
-                        assert_eq!(is_orphan, named == 0, "orphan {id}");
-                    }
-                    assert_eq!(inode.chunks, chunks.remove(id).unwrap_or(0), "chunks of {id}");
-                    let counted = (inode.xattrs, inode.xattr_name_bytes);
-                    assert_eq!(counted, xattrs.remove(id).unwrap_or_default(), "attributes of {id}");
-                    let has_inline = inode.is_inline || inode.kind == Kind::Symlink;
-                    let length = if has_inline { inode.size as usize } else { 0 };
-                    assert_eq!(inline.remove(id).unwrap_or(0), length, "inline content of {id}");
-                    let is_pending = self.map.records.contains_key(&Key::Cut(*id).encode());
-                    assert_eq!(inode.is_cut_pending, is_pending, "cut of {id}");
-                }
-                (Key::Dentry(parent, name), Record::Dentry(dentry)) => {
-                    let listed = cookies.remove(&(*parent, dentry.cookie));
-                    assert_eq!(listed, Some((name.clone(), dentry.inode)), "cookie of {name}");
-                }
-                _ => {}
-            }
-        }
-        assert!(names.is_empty(), "names without inodes: {names:?}");
-        assert!(cookies.is_empty(), "listed but not there: {cookies:?}");
-        assert!(orphans.is_empty() && chunks.is_empty() && xattrs.is_empty() && inline.is_empty());
+        invariants::check(self.records(), &self.counters);
     }
 }
 
