@@ -197,7 +197,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             settings.set_flag("master.listen", listen);
             settings.set_flag("master.meta", meta);
             let signals = daemon(&settings)?;
-            serve::master(&settings, &signals)
+            serve::master(&settings, signals)
         }
         Command::Chunkd { data, master, listen, advertise, rack } => {
             settings.set_flag("chunkd.data", data);
@@ -206,7 +206,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             settings.set_flag("chunkd.advertise", advertise);
             settings.set_flag("chunkd.rack", rack);
             let signals = daemon(&settings)?;
-            serve::chunkd(&settings, &signals)
+            serve::chunkd(&settings, signals)
         }
         Command::Mount { source, directory, options, foreground, background } => {
             let list = options.join(",");

@@ -101,9 +101,10 @@ pub fn serve(request: Request, ground: Ground, signals: StopSignals) -> anyhow::
     })
     .map_err(|error| explain(&error, &request.directory))?;
     let unmounter = mounted.unmounter();
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
+    let stop = signals.events()?;
+    std::thread::Builder::new().name("unmounter".into()).spawn(move || {
         // A second signal while the first unmount is under way (dirty data being written) asks again.
-        while let Ok(signal) = signals.wait() {
+        for signal in stop {
             tracing::info!(%signal, "unmounting");
             if let Err(error) = unmounter.unmount() {
                 tracing::warn!(%error, "cannot unmount");

@@ -1,5 +1,7 @@
 //! Signals that ask a process to stop, as events.
 
+use std::sync::mpsc::{Receiver, channel};
+
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 
@@ -21,13 +23,18 @@ impl StopSignals {
         Ok(Self(set))
     }
 
-    /// Waits for one of them.
+    /// Returns where each of them will be announced from now on.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses.
-    pub fn wait(&self) -> anyhow::Result<Signal> {
-        self.0.wait().context("waiting for signals")
+    /// If no thread can be made.
+    pub fn events(self) -> anyhow::Result<Receiver<Signal>> {
+        let (announce, events) = channel();
+        std::thread::Builder::new().name("signals".into()).spawn(move || {
+            // Ends when nobody listens any more, or the kernel refuses to wait.
+            while self.0.wait().is_ok_and(|signal| announce.send(signal).is_ok()) {}
+        })?;
+        Ok(events)
     }
 }
 

@@ -127,10 +127,7 @@ pub fn run(settings: &Settings, option_list: &str, signals: StopSignals) -> anyh
     check_ports(&plan.ports())?;
 
     let (ended_sender, ended) = channel();
-    let (stop_sender, stop) = channel();
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || while signals.wait().is_ok_and(|signal| stop_sender.send(signal).is_ok()) {})?;
+    let stop = signals.events()?;
     let mut cluster =
         Cluster { processes: plan.processes(), ended_sender, ended, stop, mount_point: plan.mount_point.clone() };
     let started = cluster.start(&plan);

@@ -124,6 +124,12 @@ impl Master {
         self.addresses
     }
 
+    /// Returns why the master cannot serve any more, if so: its store failed, and what is in memory may not be what is on
+    /// disk. Whoever started it then stops it; a new start reads what is there.
+    pub fn failure(&self) -> Option<String> {
+        self.shared.executor.failure()
+    }
+
     /// Returns its cluster.
     pub fn cluster_id(&self) -> ClusterId {
         self.shared.cluster
