@@ -92,7 +92,8 @@ pub fn serve(request: Request, ground: Ground, signals: StopSignals) -> anyhow::
         source: request.source,
         read_only: options.read_only,
         vfs_options,
-        allow_other: options.allow_other,
+        // Who mounts as root mounts for all users of the host, as with any file system; the kernel checks permissions.
+        allow_other: options.allow_other || nix::unistd::geteuid().is_root(),
         policy: options.soft_seconds.map_or(Policy::Hard, |seconds| Policy::Soft { ms: seconds * 1_000 }),
         http: options.http,
         dirty_bytes_max: options.dirty_bytes,
