@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dfs_proto::env::{Clock, SystemClock};
 use dfs_proto::wire::pb::{self, meta_request::Body};
-use dfs_proto::{BootSession, ChunkId, FsError, NodeId, SessionId};
+use dfs_proto::{BootSession, ChunkId, FsError, Kind, NodeId, SessionId};
 use parking_lot::RwLock;
 use proptest::prelude::*;
 
@@ -32,7 +32,7 @@ enum Step {
 /// Mostly a number that means something, now and then any other.
 fn number(small: std::ops::Range<u64>) -> impl Strategy<Value = u64> {
     prop_oneof![
-        20 => small,
+        40 => small,
         1 => Just(u64::MAX),
         1 => any::<u64>(),
         1 => Just(1 << 58),
@@ -41,11 +41,12 @@ fn number(small: std::ops::Range<u64>) -> impl Strategy<Value = u64> {
 }
 
 fn number32(small: std::ops::Range<u32>) -> impl Strategy<Value = u32> {
-    prop_oneof![20 => small, 1 => Just(u32::MAX), 1 => any::<u32>(), 1 => Just(0)]
+    prop_oneof![30 => small, 1 => Just(u32::MAX), 1 => any::<u32>(), 1 => Just(0)]
 }
 
+/// Those of [`Bench::new`] and what is made after them.
 fn inode() -> impl Strategy<Value = u64> {
-    number(0..9)
+    prop_oneof![10 => 1..10u64, 1 => number(0..20)]
 }
 
 fn size() -> impl Strategy<Value = u64> {
@@ -151,9 +152,16 @@ fn requests() -> impl Strategy<Value = pb::MetaRequest> {
     let replay = prop_oneof![6 => Just(None), 1 => replay.prop_map(Some)];
     let body = prop_oneof![10 => namespace_bodies(), 12 => file_bodies(), 1 => session_bodies()];
     let acked = prop_oneof![20 => 0..2u64, 1 => any::<u64>()];
-    (number(0..60), acked, any::<u32>(), replay, body).prop_map(|(number, acked_below, uid, replay, body)| {
-        pb::MetaRequest { number, acked_below, uid, gid: uid, replay, body: Some(body) }
-    })
+    (prop_oneof![2 => Just(0), 1 => number(0..200)], acked, any::<u32>(), replay, body).prop_map(
+        |(number, acked_below, uid, replay, body)| pb::MetaRequest {
+            number,
+            acked_below,
+            uid,
+            gid: uid,
+            replay,
+            body: Some(body),
+        },
+    )
 }
 
 fn steps() -> impl Strategy<Value = Step> {
@@ -182,7 +190,34 @@ impl Bench {
             .expect("starts");
         let mut bench = Self { executor, sessions: [SessionId(0); 2], cuts: Vec::new() };
         (0..2).for_each(|mount| bench.open(mount));
+        bench.make_some();
         bench
+    }
+
+    /// Makes directories 2 and 3, files 4 to 7; 4 and 6 with chunks, 5 with content.
+    fn make_some(&mut self) {
+        let make = |parent, name: &'static str, kind: Kind| {
+            Body::Make(pb::Make { parent, name: name.into(), kind: kind as u32, open: true, ..Default::default() })
+        };
+        let directory = |name: &'static str| {
+            let kind = Kind::Directory as u32;
+            Body::Make(pb::Make { parent: 1, name: name.into(), kind, ..Default::default() })
+        };
+        let mut bodies = vec![directory("a"), directory("b")];
+        bodies.extend([(1, "c"), (1, "d"), (2, "a"), (3, "b")].map(|(parent, name)| make(parent, name, Kind::File)));
+        for inode in [4, 6] {
+            bodies.push(Body::AllocateChunks(pb::AllocateChunks { inode, first: 0, count: 3 }));
+            let commit = pb::CommitWrite { inode, end: 3 << 26, written: vec![0, 1, 2], ..Default::default() };
+            bodies.push(Body::CommitWrite(pb::CommitWrite { leave_inline: true, if_data_version: 1, ..commit }));
+        }
+        let content = Some("content".into());
+        bodies.push(Body::CommitWrite(pb::CommitWrite { inode: 5, content, if_data_version: 1, ..Default::default() }));
+        for body in bodies {
+            self.ask(0, pb::MetaRequest { body: Some(body), ..Default::default() });
+        }
+        let counters = self.executor.counters();
+        assert_eq!((counters.inodes, counters.chunks), (7, 6));
+        self.check();
     }
 
     fn open(&mut self, mount: usize) {
