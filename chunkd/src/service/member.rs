@@ -10,6 +10,7 @@ use dfs_proto::{ChunkId, FsError, Version};
 
 use super::barrier::sync;
 use super::primary::new_header;
+use super::read::check_disk;
 use super::replica::{Replica, Role};
 use super::shared::{Shared, store_failure};
 use super::translate;
@@ -52,6 +53,7 @@ pub(super) fn activate(
     let seq = state.order.last_seq();
     drop(state);
     let table = replica.open.file.table().map_err(store_failure)?;
+    check_disk(&replica)?;
     let highest = table.iter().map(|(_, state)| state.stamp.seq).max().unwrap_or(0);
     Ok(pb::UnitTable { present, version: version.0, seq: seq.max(highest), runs: translate::table_to_runs(&table) })
 }
@@ -166,6 +168,7 @@ pub(super) fn fetch_units(
     }
     let mut buffer = vec![0; fetch.units as usize * UNIT_BYTES];
     let reads = replica.open.file.read(fetch.first_unit, fetch.units, &mut buffer).map_err(store_failure)?;
+    check_disk(&replica)?;
     let mut units = pb::Units::default();
     let mut payload = Vec::with_capacity(buffer.len());
     for ((read, content), unit) in reads.iter().zip(buffer.chunks_exact(UNIT_BYTES)).zip(fetch.first_unit..) {

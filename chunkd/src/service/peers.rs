@@ -84,7 +84,7 @@ impl Peers {
         let (mut reply, payload) = answer.map_err(|error| self.lost(&call.member, &error))?;
         self.give_back(&call.member, connection);
         match reply.failure.take() {
-            Some(failure) => Err(failure.into()),
+            Some(failure) => Err(named(&call.member, failure.into())),
             None => Ok((reply, payload)),
         }
     }
@@ -146,5 +146,17 @@ impl Peers {
         let dropped = self.pools.lock().remove(&member.node);
         drop(dropped);
         FsError::NoReplica(format!("node {} at {}: {error}", member.node, member.address))
+    }
+}
+
+/// Says in an error of `member` that it was that member, so that a log line here is enough to find the culprit.
+fn named(member: &Member, error: FsError) -> FsError {
+    let prefix = FsError::NoReplica(String::new()).to_string();
+    match error {
+        FsError::NoReplica(reason) => {
+            let reason = reason.strip_prefix(&prefix).unwrap_or(&reason);
+            FsError::NoReplica(format!("node {}: {reason}", member.node))
+        }
+        other => other,
     }
 }

@@ -13,6 +13,7 @@ use dfs_proto::wire::pb::{self, data_reply, data_request};
 use dfs_proto::{ChunkId, FsError, Version};
 use parking_lot::MutexGuard;
 
+use super::read::check_disk;
 use super::replica::{Active, Replica, Role, State};
 use super::shared::{Shared, store_failure};
 use super::translate;
@@ -224,9 +225,11 @@ fn activate(shared: &Shared, replica: &Replica, grant: &Grant, number: u64, dead
     };
     let calls = shared.peers.send(&own, &others, &request, &[], attempt);
     let mut tables: Vec<Table> = vec![replica.open.file.table().map_err(store_failure)?];
+    let own_disk = check_disk(replica);
     let mut has_content = !replica.lock().header.incomplete;
     // Every answer is read, even after a failure, so that its connection can be used again.
     let answers: Vec<_> = calls.into_iter().map(|call| shared.peers.receive(call, attempt)).collect();
+    own_disk?;
     let mut seq = 0;
     let mut refilled = Vec::new();
     for (answer, member) in answers.into_iter().zip(&others) {

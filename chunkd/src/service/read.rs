@@ -82,6 +82,7 @@ fn attempt(
     };
     drop(held);
     shared.check_lease()?;
+    check_disk(replica)?;
     Ok(is_current.then_some(states))
 }
 
@@ -108,6 +109,12 @@ fn answer(
     (pb::ReadData { crcs, all_zero: false }, start..start + request.length as usize)
 }
 
+/// Checks, after something was read, that its disk has not failed: what a disk could not write it may show as it was before,
+/// entry and data alike.
+pub(super) fn check_disk(replica: &Replica) -> Result<(), FsError> {
+    replica.open.disk.check().map_err(store_failure)
+}
+
 /// Reads one unit into `content`, repaired if need be. The caller holds a ticket for it.
 pub(super) fn good_unit(
     shared: &Shared,
@@ -118,6 +125,7 @@ pub(super) fn good_unit(
     deadline: Instant,
 ) -> Result<UnitState, FsError> {
     let reads = replica.open.file.read(unit, 1, content).map_err(store_failure)?;
+    check_disk(replica)?;
     match reads[0] {
         UnitRead::Good(state) => Ok(state),
         UnitRead::Bad => repair(shared, replica, active, unit, content, deadline),
@@ -190,6 +198,7 @@ pub(super) fn extents(
         };
         drop(held);
         shared.check_lease()?;
+        check_disk(replica)?;
         if is_current {
             let extent =
                 |(first, end): (u32, u32)| pb::Extent { offset: first * UNIT_SIZE, length: (end - first) * UNIT_SIZE };

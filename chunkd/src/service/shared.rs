@@ -18,8 +18,9 @@ use crate::core::lease::NodeLease;
 use crate::store::StoreError;
 use crate::store::replica_store::ReplicaStore;
 
-/// After a member said that it is full, writes to its chunks are refused without asking it for this long: what it
-/// refuses must be brought to it by the next activation all the same, and would eat up its reserve.
+/// After a member said that it is full, writes to its chunks that need room are refused without asking it for this long.
+/// What it refuses while others take it must be brought to it by the next activation all the same, and eats up its reserve;
+/// so afterwards it is asked alone, until it takes a write.
 const FULL_MS: u64 = 5_000;
 
 /// What the master told at registration.
@@ -110,19 +111,37 @@ impl Shared {
         deadline.min(Instant::now() + self.op_timeout / 3)
     }
 
+    /// Notes that `node` refused a write for want of room.
     pub fn note_full(&self, node: NodeId) {
         self.full.lock().insert(node, self.now().plus(FULL_MS));
     }
 
-    /// Checks that none of `members` has said lately that it is full.
-    pub fn check_members_have_room(&self, members: &[Member]) -> Result<(), FsError> {
-        let mut full = self.full.lock();
+    /// Notes that `node` took a write that needed room.
+    pub fn note_room(&self, node: NodeId) {
+        self.full.lock().remove(&node);
+    }
+
+    /// Returns those of `members` that were full when they were last asked for room, and not a moment ago: they are to be
+    /// asked before anyone else. None as a rule.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::NoSpace`] if one of them was asked a moment ago.
+    pub fn suspects(&self, members: &[Member]) -> Result<Vec<Member>, FsError> {
+        let full = self.full.lock();
         if full.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let now = self.now();
-        full.retain(|_, until| *until > now);
-        if members.iter().any(|member| full.contains_key(&member.node)) { Err(FsError::NoSpace) } else { Ok(()) }
+        let mut suspects = Vec::new();
+        for member in members {
+            match full.get(&member.node) {
+                Some(until) if *until > now => return Err(FsError::NoSpace),
+                Some(_) => suspects.push(member.clone()),
+                None => {}
+            }
+        }
+        Ok(suspects)
     }
 }
 
@@ -134,9 +153,7 @@ pub(super) fn store_failure(error: StoreError) -> FsError {
         | StoreError::Read(_)
         | StoreError::Write(_)
         | StoreError::Fenced(_)
-        | StoreError::NewerFormat(_) => {
-            FsError::NoReplica(format!("this server's disk: {error}"))
-        }
+        | StoreError::NewerFormat(_) => FsError::NoReplica(format!("this server's disk: {error}")),
         StoreError::BadFile(reason) => FsError::Corrupt(reason),
     }
 }

@@ -9,22 +9,24 @@
 //! and one write of table entries, one write of data. Only partial units at its edges are read first.
 //!
 //! A write that was sent out is always applied here, whatever the members say. So if one of them is lost, the next
-//! activation makes them all equal to our replica, and the write is committed by that.
+//! activation makes them all equal to our replica, and the write is committed by that. The exception is a member that was
+//! full when last asked: it is asked alone, and if it refuses again, nobody applies the write.
 
 use std::time::Instant;
 
 use bytes::Bytes;
-use dfs_proto::FsError;
 use dfs_proto::limits::{DATA_BYTES_MAX, UNIT_SIZE};
 use dfs_proto::unit::verify;
 use dfs_proto::wire::pb::{self, data_reply, data_request};
+use dfs_proto::{FsError, NodeId};
 use parking_lot::MutexGuard;
 
+use super::peers::Call;
 use super::primary::ensure_active;
 use super::read::good_unit;
 use super::replica::{Active, Held, Replica, State};
 use super::shared::{Shared, store_failure};
-use crate::core::admission::{Grant, unit_range};
+use crate::core::admission::{Grant, Member, unit_range};
 use crate::core::dedupe::{Fate, RequestKey};
 use crate::core::unit::{UnitState, WriteStamp};
 use crate::core::write_order::Access;
@@ -128,12 +130,6 @@ fn is_quiet(replica: &Replica, unit: u32) -> bool {
 fn carry_out(shared: &Shared, replica: &Replica, grant: &Grant, job: &Job, deadline: Instant) -> Result<u64, FsError> {
     loop {
         let active = ensure_active(shared, replica, grant, deadline)?;
-        if let Err(error) = shared.check_members_have_room(&active.others)
-            && matches!(job.content, Content::Data { .. })
-            && !replica.open.file.is_allocated(job.first, job.end - job.first).map_err(store_failure)?
-        {
-            return Err(error);
-        }
         match attempt(shared, replica, &active, job, deadline) {
             Ok(seq) => return Ok(seq),
             Err(Attempt::Again) if Instant::now() < deadline => {}
@@ -179,9 +175,17 @@ fn attempt(shared: &Shared, replica: &Replica, active: &Active, job: &Job, deadl
     drop(state);
     let mut held = Held { replica, ticket, forget: Some(job.key) };
 
+    let mut suspects = Vec::new();
     if let Content::Data { .. } = job.content {
-        let taken = replica.open.take_room(job.first, job.end - job.first);
-        taken.map_err(|error| Attempt::Failed(store_failure(error)))?;
+        let (first, count) = (job.first, job.end - job.first);
+        let failed = |error| Attempt::Failed(store_failure(error));
+        replica.open.take_room(first, count).map_err(failed)?;
+        match shared.suspects(&active.others) {
+            Ok(members) if members.is_empty() => {}
+            // What is there may be overwritten on a full disk.
+            _ if replica.open.file.is_allocated(first, count).map_err(failed)? => {}
+            members => suspects = members.map_err(Attempt::Failed)?,
+        }
     }
     let image = post_image(shared, replica, active, job, deadline).map_err(Attempt::Failed)?;
 
@@ -196,8 +200,28 @@ fn attempt(shared: &Shared, replica: &Replica, active: &Active, job: &Job, deadl
 
     let own = shared.identity();
     let until = shared.attempt_deadline(deadline);
-    let calls =
-        shared.peers.send(&own, &active.others, &prepare(replica, active, job, &image, seq), &image.payload, until);
+    let request = prepare(replica, active, job, &image, seq);
+    let mut answers = Vec::new();
+    if !suspects.is_empty() {
+        let calls = shared.peers.send(&own, &suspects, &request, &image.payload, until);
+        answers = receive(shared, calls, until);
+        if answers.iter().all(|(_, answer)| matches!(answer, Err(FsError::NoSpace))) {
+            answers.iter().for_each(|(node, _)| shared.note_full(*node));
+            // Nobody has it. Its seq is missing now, so a new activation has to begin above it.
+            let mut state = under_way.end();
+            state.deactivate(active.activation);
+            replica.notify(&state);
+            return Err(Attempt::Failed(FsError::NoSpace));
+        }
+    }
+    let rest: Vec<Member>;
+    let others = if suspects.is_empty() {
+        &active.others[..]
+    } else {
+        rest = active.others.iter().filter(|member| !names(&suspects, member.node)).cloned().collect();
+        &rest
+    };
+    let calls = shared.peers.send(&own, others, &request, &image.payload, until);
     let applied = apply(replica, active, job, &image, seq);
     let mut state = under_way.end();
     if let Err(error) = applied {
@@ -212,12 +236,15 @@ fn attempt(shared: &Shared, replica: &Replica, active: &Active, job: &Job, deadl
     replica.notify(&state);
     drop(state);
 
+    answers.extend(receive(shared, calls, until));
     let mut failure = None;
-    for call in calls {
-        let node = call.member.node;
-        let answer = shared.peers.receive(call, until);
+    for (node, answer) in answers {
         match answer {
-            Ok((pb::DataReply { body: Some(data_reply::Body::Prepared(prepared)), .. }, _)) if prepared.seq == seq => {}
+            Ok(answered) if answered == seq => {
+                if names(&suspects, node) {
+                    shared.note_room(node);
+                }
+            }
             Ok(_) => failure = Some(FsError::Protocol(format!("node {node} answered something else to a write"))),
             Err(error) => {
                 if error == FsError::NoSpace {
@@ -238,6 +265,23 @@ fn attempt(shared: &Shared, replica: &Replica, active: &Active, job: &Job, deadl
     state.window.set(job.key, Fate::Committed { seq });
     drop(state);
     Ok(seq)
+}
+
+fn names(members: &[Member], node: NodeId) -> bool {
+    members.iter().any(|member| member.node == node)
+}
+
+/// Waits for the answers to a write: the seq that each member has applied.
+fn receive(shared: &Shared, calls: Vec<Call>, until: Instant) -> Vec<(NodeId, Result<u64, FsError>)> {
+    let receive_one = |call: Call| {
+        let node = call.member.node;
+        let answer = shared.peers.receive(call, until).map(|(reply, _)| match reply.body {
+            Some(data_reply::Body::Prepared(prepared)) => prepared.seq,
+            _ => 0,
+        });
+        (node, answer)
+    };
+    calls.into_iter().map(receive_one).collect()
 }
 
 /// Waits until all earlier writes are committed. All members have this one, so if the activation ends or time is up

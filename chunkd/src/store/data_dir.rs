@@ -289,9 +289,11 @@ mod tests {
         File::create(parent.path().join("replicas/00/junk")).expect("creates");
         File::create(parent.path().join("replicas/stray")).expect("creates");
         File::create(parent.path().join("replicas/07/0000000000000002")).expect("creates, but 2 belongs to 00");
-        File::create(parent.path().join("replicas/00/00000000000000FF")).expect("creates, but names are in small letters");
+        File::create(parent.path().join("replicas/00/00000000000000FF"))
+            .expect("creates, but names are in small letters");
         fs::create_dir(parent.path().join("replicas/00/0000000000000003")).expect("creates");
-        std::os::unix::fs::symlink("0000000000000001", parent.path().join("replicas/00/0000000000000004")).expect("links");
+        std::os::unix::fs::symlink("0000000000000001", parent.path().join("replicas/00/0000000000000004"))
+            .expect("links");
         std::os::unix::fs::symlink("/etc", parent.path().join("replicas/zz")).expect("links");
         let mut chunks = dir.chunks().expect("lists");
         chunks.sort();

@@ -32,12 +32,16 @@ impl Cluster {
 
     /// A master and nobody else.
     pub fn alone() -> Self {
+        Self::alone_with(|_, _, _| {})
+    }
+
+    pub fn alone_with(configure: Configure) -> Self {
         let root = tempfile::tempdir().unwrap();
-        Self { master: Master::start(), servers: (0..3).map(|_| None).collect(), root, configure: |_, _, _| {} }
+        Self { master: Master::start(), servers: (0..3).map(|_| None).collect(), root, configure }
     }
 
     pub fn start_with(configure: Configure) -> Self {
-        let mut cluster = Self { configure, ..Self::alone() };
+        let mut cluster = Self::alone_with(configure);
         for at in 0..3 {
             cluster.start_server(at);
             // One after the other, so that server `at` is node `at + 1`.

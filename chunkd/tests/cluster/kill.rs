@@ -1,1 +1,213 @@
-//! x
+//! Chunk servers as processes of their own, killed in the middle of overwrites.
+
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use dfs_chunkd::{ChunkServer, ChunkdConfig};
+use dfs_proto::unit::checksums;
+use dfs_proto::wire::pb::{self, data_reply, data_request};
+use dfs_proto::wire::{Connection, FrameKind, Identity, connect, offer_hello};
+use dfs_proto::{BootSession, FsError, NodeId, SessionId};
+
+use crate::harness::{Chunk, Cluster, UNIT, wait_until};
+use crate::master::CLUSTER;
+
+const DATA: &str = "DFS_TEST_CHUNKD_DATA";
+const MASTER: &str = "DFS_TEST_CHUNKD_MASTER";
+
+/// Nothing by itself: other tests run this binary again with the variables set, as a chunk server to be killed.
+#[test]
+fn a_process_that_other_tests_kill() {
+    let (Ok(data), Ok(master)) = (std::env::var(DATA), std::env::var(MASTER)) else { return };
+    let mut config = ChunkdConfig::new(vec![data.into()], master);
+    config.listen = "127.0.0.1:0".into();
+    config.reserve_bytes = 0;
+    config.op_timeout_ms = 3_000;
+    let _server = ChunkServer::start(config).unwrap();
+    // Ends with the test that started it.
+    let _ = std::io::stdin().read(&mut [0]);
+}
+
+struct Processes {
+    cluster: Cluster,
+    children: Vec<Option<Child>>,
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        for child in self.children.iter_mut().flatten() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Processes {
+    fn start() -> Self {
+        let mut processes = Self { cluster: Cluster::alone(), children: vec![None, None, None] };
+        for at in 0..3 {
+            processes.spawn(at);
+        }
+        processes
+    }
+
+    fn spawn(&mut self, at: usize) {
+        let boot =
+            |cluster: &Cluster| cluster.master.state.lock().unwrap().nodes.get(&(at as u32 + 1)).map(|node| node.boot);
+        let before = boot(&self.cluster);
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "kill::a_process_that_other_tests_kill"])
+            .env(DATA, self.cluster.data(at))
+            .env(MASTER, &self.cluster.master.hot_address)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.children[at] = Some(child);
+        wait_until("registration", || boot(&self.cluster).is_some_and(|boot| Some(boot) != before));
+    }
+
+    fn kill(&mut self, at: usize) {
+        let mut child = self.children[at].take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+/// What one writer did to its units: the newest round that was tried, and the newest that was acknowledged.
+#[derive(Default)]
+struct Unit {
+    tried: AtomicU64,
+    acknowledged: AtomicU64,
+}
+
+const WRITERS: u32 = 4;
+const UNITS_EACH: u32 = 12;
+
+fn content(unit: u32, round: u64) -> Vec<u8> {
+    let stamp = [round.to_le_bytes(), u64::from(unit).to_le_bytes()].concat();
+    stamp.iter().copied().cycle().take(UNIT as usize).collect()
+}
+
+fn try_connect(chunk: &Chunk<'_>) -> Option<Connection> {
+    let node = chunk.primary as u32 + 1;
+    let address = chunk.cluster.master.state.lock().unwrap().nodes[&node].address.clone();
+    let mut connection = connect(&address, Duration::from_secs(2)).ok()?;
+    let (role, boot) = (pb::Role::Mount, BootSession(5));
+    let own = Identity { cluster: Some(CLUSTER), role, node: NodeId(0), boot, session: SessionId(1) };
+    offer_hello(&mut connection, &own, pb::Role::ChunkServer, Instant::now() + Duration::from_secs(2)).ok()?;
+    Some(connection)
+}
+
+/// `None`: no answer, so nobody knows.
+fn try_write(
+    chunk: &Chunk<'_>,
+    connection: &mut Connection,
+    offset: u32,
+    data: &[u8],
+    number: u64,
+) -> Option<Result<(), FsError>> {
+    let write = pb::Write { offset, crcs: checksums(offset, data), client: chunk.client, number };
+    let grant = chunk.cluster.master.grant(&chunk.grant());
+    let body = Some(data_request::Body::Write(write));
+    let request = pb::DataRequest { chunk: chunk.chunk, version: chunk.version, grant, body };
+    let deadline = Some(Instant::now() + Duration::from_secs(10));
+    let (reply, _): (pb::DataReply, _) =
+        connection.call(FrameKind::DataRequest, FrameKind::DataReply, &request, data, deadline).ok()?;
+    Some(match reply.failure {
+        None => {
+            assert!(matches!(reply.body, Some(data_reply::Body::Written(_))));
+            Ok(())
+        }
+        Some(failure) => Err(failure.into()),
+    })
+}
+
+/// Overwrites runs of its own units until told to stop, without a pause and without a retry of what failed.
+fn overwrite(chunk: &Chunk<'_>, writer: u32, units: &[Unit], rounds: &AtomicU64, stop: &AtomicBool) {
+    let mut connection = None;
+    let mut step = 0;
+    while !stop.load(Ordering::Relaxed) {
+        if connection.is_none() {
+            connection = try_connect(chunk);
+        }
+        let Some(open) = &mut connection else {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        };
+        step += 1;
+        let round = rounds.fetch_add(1, Ordering::Relaxed) + 1;
+        let first = writer * UNITS_EACH + step * 5 % UNITS_EACH;
+        let count = (1 + step % 4).min((writer + 1) * UNITS_EACH - first);
+        let own = &units[first as usize..(first + count) as usize];
+        for unit in own {
+            unit.tried.store(round, Ordering::Relaxed);
+        }
+        let data: Vec<u8> = (first..first + count).flat_map(|unit| content(unit, round)).collect();
+        match try_write(chunk, open, first * UNIT, &data, round) {
+            Some(Ok(())) => own.iter().for_each(|unit| unit.acknowledged.store(round, Ordering::Relaxed)),
+            Some(Err(_)) => {}
+            None => connection = None,
+        }
+    }
+}
+
+#[test]
+fn no_acknowledged_write_is_lost_and_no_unit_unreadable_when_processes_are_killed_in_the_middle_of_overwrites() {
+    let mut processes = Processes::start();
+    let units: Vec<Unit> = (0..WRITERS * UNITS_EACH).map(|_| Unit::default()).collect();
+    let rounds = AtomicU64::new(0);
+    // The primary, a secondary, both secondaries, everyone; several times each, at various moments.
+    let victims: [&[usize]; 8] = [&[0], &[1], &[0, 1, 2], &[2], &[1, 2], &[0], &[0, 1, 2], &[0, 2]];
+    for (turn, victims) in victims.iter().enumerate() {
+        let before: u64 = units.iter().map(|unit| unit.acknowledged.load(Ordering::Relaxed)).sum();
+        let stop = AtomicBool::new(false);
+        let mut chunk_is_new = turn == 0;
+        let children = &mut processes.children;
+        let cluster = &processes.cluster;
+        std::thread::scope(|scope| {
+            for writer in 0..WRITERS {
+                let (units, rounds, stop) = (&units, &rounds, &stop);
+                let mut chunk = cluster.chunk(1);
+                chunk.may_create = chunk_is_new;
+                chunk.client = u64::from(writer) + 100;
+                scope.spawn(move || overwrite(&chunk, writer, units, rounds, stop));
+            }
+            let acknowledged = || units.iter().map(|unit| unit.acknowledged.load(Ordering::Relaxed)).sum::<u64>();
+            wait_until("overwrites", || acknowledged() > before + 20_000 * (turn as u64 + 1));
+            for at in *victims {
+                children[*at].as_mut().unwrap().kill().unwrap();
+            }
+            for at in *victims {
+                children[*at].take().unwrap().wait().unwrap();
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        chunk_is_new = false;
+        let _ = chunk_is_new;
+        for at in *victims {
+            processes.spawn(*at);
+        }
+        let mut chunk = processes.cluster.chunk(1);
+        chunk.may_create = false;
+        wait_until("service", || chunk.try_read(0, UNIT).is_ok());
+        for (unit, known) in (0..).zip(&units) {
+            let data = chunk.read(unit * UNIT, UNIT);
+            let found = u64::from_le_bytes(data[..8].try_into().unwrap());
+            let (tried, acknowledged) = (&known.tried, &known.acknowledged);
+            let range = acknowledged.load(Ordering::Relaxed)..=tried.load(Ordering::Relaxed);
+            assert!(range.contains(&found), "turn {turn}, unit {unit}: round {found}, not one of {range:?}");
+            let expected = if found == 0 { vec![0; UNIT as usize] } else { content(unit, found) };
+            assert_eq!(data, expected, "turn {turn}, unit {unit} is torn");
+            // What was read is what there is from now on.
+            acknowledged.store(found, Ordering::Relaxed);
+        }
+        chunk.assert_replicas_are_equal();
+    }
+    for at in 0..3 {
+        processes.kill(at);
+    }
+}

@@ -38,7 +38,8 @@ fn more_chunks_than_may_be_open_are_served_under_load() {
         }
     }
     for at in 0..3 {
-        let open = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        let open =
+            std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
         let data = cluster.data(at).join("replicas");
         let replicas = open.filter(|path| path.starts_with(&data)).count();
         assert!(replicas <= 64 + 4, "{replicas} replicas are open");

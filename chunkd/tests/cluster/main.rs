@@ -9,5 +9,6 @@ mod hostile;
 mod kill;
 mod load;
 mod master;
+mod mounts;
 mod recovery;
 mod service;
