@@ -178,6 +178,19 @@ impl EmbeddedStore {
         writes.commit()
     }
 
+    /// fjall says no more than that it was poisoned when one of its own threads met a full or failing disk.
+    fn why_not_committed(&self, error: &fjall::Error) -> StoreError {
+        match (error, nix::sys::statvfs::statvfs(&self.journals)) {
+            (fjall::Error::Poisoned, Ok(space)) => {
+                let free = space.blocks_available().saturating_mul(space.fragment_size());
+                StoreError::Engine(format!(
+                    "{error}: a write in the background failed, {free} bytes are free on the disk"
+                ))
+            }
+            _ => engine(error),
+        }
+    }
+
     fn sync_newest(&self, syncing: &mut Syncing) -> std::io::Result<()> {
         let newest = journal::list(&self.journals)?.pop();
         let Some((number, path)) = newest else {
@@ -224,7 +237,7 @@ impl MetaStore for EmbeddedStore {
     fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
         self.check()?;
         check_batch(batch, self.last_seq())?;
-        self.apply(batch).map_err(|error| self.fail(engine(&error)))?;
+        self.apply(batch).map_err(|error| self.fail(self.why_not_committed(&error)))?;
         self.last_seq.store(batch.seq.0, Ordering::Release);
         Ok(())
     }
