@@ -8,15 +8,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dfs_master::core::node_table::NodeTable;
+use dfs_master::core::care::NodeFacts;
+use dfs_master::core::node_table::{Disk, NodeTable};
 use dfs_master::core::outcome::Body;
 use dfs_master::core::request::{Call, CommitWrite, Make, Request, SessionOpen};
 use dfs_master::service::executor::Executor;
 use dfs_master::service::metrics::MasterMetrics;
 use dfs_master::store::{self, MetaStore};
 use dfs_master::{EngineKind, Master, MasterConfig};
-use dfs_proto::env::SystemClock;
-use dfs_proto::{InodeId, Kind, Name, SessionId};
+use dfs_proto::env::{Clock, SystemClock};
+use dfs_proto::{BootSession, ChunkIndex, InodeId, Kind, Name, NodeId, SessionId};
 use parking_lot::RwLock;
 
 const NAMES_A_DIRECTORY: u64 = 1_000;
@@ -46,6 +47,11 @@ fn main() {
         report(&format!("lookup by {threads} threads"), inodes * threads, took);
         let (_, took) = timed(|| write(&executor, session, inodes.min(20_000)));
         report("create and write 4 KiB inline", 2 * inodes.min(20_000), took);
+        let files = inodes.min(2_000);
+        let (empty, took) = timed(|| empty_files(&executor, session, files));
+        report("create empty", files, took);
+        let (_, took) = timed(|| allocate(&executor, session, empty, files));
+        report("allocate a chunk, durable", files, took);
         let (_, took) = timed(|| creates_at_once(&executor, inodes, threads));
         report(&format!("create by {threads} threads"), inodes / threads * threads, took);
         executor.stop();
@@ -96,8 +102,8 @@ fn ask_over_loopback(address: &str, thread: u64, files: u64, is_create: bool) {
     let own = Identity {
         cluster: None,
         role: pb::Role::Mount,
-        node: dfs_proto::NodeId(0),
-        boot: dfs_proto::BootSession(1),
+        node: NodeId(0),
+        boot: BootSession(1),
         session: SessionId(0),
     };
     offer_hello(&mut connection, &own, pb::Role::Master, Instant::now() + Duration::from_secs(5)).expect("welcome");
@@ -134,7 +140,12 @@ fn report(what: &str, count: u64, took: Duration) {
 
 fn start(store: Arc<dyn MetaStore>) -> Arc<Executor> {
     let config = MasterConfig { reclaim_window_ms: 0, ..MasterConfig::default() };
-    let nodes = Arc::new(RwLock::new(NodeTable::new(config.lease_ms, config.offline_ms)));
+    let mut table = NodeTable::new(u64::MAX / 2, config.offline_ms);
+    for id in 1..=3 {
+        let disk = Disk { capacity_bytes: 1 << 50, free_bytes: 1 << 50, ..Disk::default() };
+        table.register(NodeId(id), NodeFacts::default(), BootSession(1), vec![disk], SystemClock.mono());
+    }
+    let nodes = Arc::new(RwLock::new(table));
     Executor::start(store, nodes, Arc::new(SystemClock), Arc::new(MasterMetrics::new()), &config).expect("starts")
 }
 
@@ -212,6 +223,24 @@ fn creates_at_once(executor: &Executor, inodes: u64, threads: u64) {
             });
         }
     });
+}
+
+/// Makes files, and returns the inode of the first.
+fn empty_files(executor: &Executor, session: SessionId, files: u64) -> u64 {
+    let numbers = 1 << 50;
+    let directory = Name::new(&b"empty"[..]).expect("a name");
+    let parent = InodeId(made(&ask(executor, session, numbers, make(InodeId::ROOT, directory, Kind::Directory))));
+    for at in 0..files {
+        ask(executor, session, numbers + at + 1, make(parent, name(at), Kind::File));
+    }
+    parent.0 + 1
+}
+
+fn allocate(executor: &Executor, session: SessionId, first: u64, files: u64) {
+    for at in 0..files {
+        let inode = InodeId(first + at);
+        ask(executor, session, (1 << 51) + at, Request::AllocateChunks { inode, first: ChunkIndex(0), count: 1 });
+    }
 }
 
 fn write(executor: &Executor, session: SessionId, files: u64) {

@@ -2,9 +2,11 @@
 
 #![allow(clippy::disallowed_methods, reason = "a shell: deadlines and files of a test")]
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use dfs_master::{EngineKind, Master, MasterConfig};
+use dfs_master::{Deadlines, EngineKind, Master, MasterConfig};
 use dfs_proto::wire::pb::{self, meta_reply, meta_request};
 use dfs_proto::wire::{Connection, FrameKind, Identity, connect, offer_hello};
 use dfs_proto::{BootSession, FsError, InodeId, Kind, NodeId, SessionId};
@@ -189,4 +191,51 @@ fn a_data_directory_in_use_or_of_another_make_is_refused() {
     std::fs::remove_file(directory.path().join("CLUSTER")).expect("removed");
     let Err(error) = Master::start(config(directory.path(), EngineKind::Embedded)) else { panic!("started") };
     assert!(error.to_string().contains("no CLUSTER file"), "{error}");
+}
+
+/// Returns how long it takes until the master hangs up on `stream`, to which `drip` is sent a byte at a time.
+fn until_hung_up(mut stream: TcpStream, drip: &[u8]) -> Duration {
+    let started = Instant::now();
+    stream.set_read_timeout(Some(Duration::from_millis(20))).expect("sets");
+    let mut drip = drip.iter();
+    while started.elapsed() < Duration::from_secs(20) {
+        if let Some(byte) = drip.next() {
+            // It may have hung up already: the read tells.
+            let _ = stream.write_all(&[*byte]);
+        }
+        match stream.read(&mut [0; 64]) {
+            Ok(0) => return started.elapsed(),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return started.elapsed(),
+            _ => {}
+        }
+    }
+    panic!("the connection is open still");
+}
+
+#[test]
+fn peers_that_say_nothing_or_little_or_nonsense_are_hung_up_on_and_others_are_served() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let short = Duration::from_millis(300);
+    let deadlines = Deadlines { hello: short, idle: 2 * short, ..Deadlines::default() };
+    let master = Master::start_with(config(directory.path(), EngineKind::Memory), deadlines).expect("starts");
+    let hot = master.addresses().hot;
+    let silent: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(hot).expect("connects")).collect();
+    let (mut mount, _) = Mount::open(&master, 1);
+    mount.attr(make(1, "a", Kind::Directory)).expect("served meanwhile");
+    let header = dfs_proto::wire::FrameHeader::encode(FrameKind::Hello, 1, b"some head", b"");
+    assert!(until_hung_up(TcpStream::connect(hot).expect("connects"), &header) >= short, "a byte now and then");
+    for stream in silent {
+        until_hung_up(stream, b"");
+    }
+
+    let mut large = header;
+    large[16..20].copy_from_slice(&u32::MAX.to_le_bytes());
+    let mut stream = TcpStream::connect(hot).expect("connects");
+    stream.write_all(&large).expect("sent");
+    assert!(until_hung_up(stream, b"") < short, "a length above the limit is not waited for");
+
+    let welcome = Mount::dial(&master, 0).connection;
+    let request = dfs_proto::wire::FrameHeader::encode(FrameKind::MetaRequest, 1, &[7; 1 << 20], b"");
+    let stream = welcome.socket().expect("cloned");
+    assert!(until_hung_up(stream, &request) >= short, "a request that does not come to its end");
 }

@@ -62,7 +62,8 @@ pub struct Deadlines {
     pub cut_wait: Duration,
     /// A peer's hello.
     pub hello: Duration,
-    /// Silence on a connection. Mounts that live say something every few seconds, on each connection they use.
+    /// The next whole request on a connection: silence, or a byte now and then, must not hold a thread for good. A mount
+    /// whose spare connection is closed makes a new one.
     pub idle: Duration,
 }
 
