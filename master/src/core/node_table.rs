@@ -203,11 +203,6 @@ impl NodeTable {
         }
     }
 
-    /// Returns the node id of a server, if it is known.
-    pub fn id_of(&self, server_id: &[u8; 16]) -> Option<NodeId> {
-        self.nodes.iter().find(|(_, node)| node.facts.server_id == *server_id).map(|(id, _)| *id)
-    }
-
     /// Takes note of a start of node `id`, and gives it a lease. The caller has made its id durable.
     ///
     /// An earlier boot session loses the id at once: whoever registers holds the lock of the data directory, so the
@@ -311,11 +306,6 @@ impl NodeTable {
         }
     }
 
-    /// Returns whether node `id` holds a lease now.
-    pub fn is_online(&self, id: NodeId, now: MonoMs) -> bool {
-        self.state(id, now) == NodeState::Online
-    }
-
     /// Returns where node `id` is, if it ever registered.
     pub fn location(&self, id: NodeId, now: MonoMs) -> Option<NodeLocation> {
         let node = self.nodes.get(&id)?;
@@ -326,11 +316,6 @@ impl NodeTable {
             lease_valid: state == NodeState::Online,
             online: state != NodeState::Offline,
         })
-    }
-
-    /// Returns how many nodes are online.
-    pub fn online(&self, now: MonoMs) -> usize {
-        self.nodes.values().filter(|node| self.state_of(node, now) == NodeState::Online).count()
     }
 
     /// Returns the space of all nodes that are not offline.
@@ -575,12 +560,10 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_found_by_the_id_it_made() {
+    fn only_who_registered_in_this_run_can_be_named_in_a_grant() {
         let mut table = table();
         table.restore([(NodeId(2), facts(2)), (ONE, facts(9))]);
-        assert_eq!(table.id_of(&[1; 16]), Some(ONE), "loading does not overwrite one that has registered");
-        assert_eq!(table.id_of(&[2; 16]), Some(NodeId(2)));
-        assert_eq!(table.id_of(&[3; 16]), None);
+        // What is on record does not overwrite one that has registered.
         let location = table.location(ONE, MonoMs(1_000)).unwrap();
         assert_eq!((location.address.as_str(), location.boot), ("127.0.0.1:7101", BOOT));
         assert!(location.lease_valid && location.online);

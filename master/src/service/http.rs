@@ -24,7 +24,8 @@ use crate::core::care::{NodeFacts, SessionFacts};
 /// If the address cannot be bound.
 pub async fn serve(shared: Arc<Shared>, address: &str) -> std::io::Result<SocketAddr> {
     let for_health = Arc::clone(&shared);
-    let health: dfs_telemetry::Health = Arc::new(move || is_healthy(&for_health));
+    let health: dfs_telemetry::Health =
+        Arc::new(move || is_healthy(for_health.executor.failure(), for_health.is_serving.load(Ordering::Acquire)));
     let registry = shared.metrics.registry();
     let discovery = Arc::new(Discovery { shared, own: OnceLock::new() });
     let page = Router::new().route("/sd", get(targets)).with_state(Arc::clone(&discovery));
@@ -34,10 +35,10 @@ pub async fn serve(shared: Arc<Shared>, address: &str) -> std::io::Result<Socket
 }
 
 /// Returns whether the master serves, or why not.
-fn is_healthy(shared: &Shared) -> Result<(), String> {
-    match shared.executor.failure() {
+fn is_healthy(failure: Option<String>, is_serving: bool) -> Result<(), String> {
+    match failure {
         Some(reason) => Err(reason),
-        None if shared.is_serving.load(Ordering::Acquire) => Ok(()),
+        None if is_serving => Ok(()),
         None => Err("starting or stopping".into()),
     }
 }
@@ -144,6 +145,13 @@ mod tests {
             {"targets": ["10.0.0.9:4000"], "labels": {"role": "mount", "host": "client", "mount_point": "/mnt/dfs"}},
         ]);
         assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn healthy_is_who_serves_on_all_planes_and_has_not_failed() {
+        assert_eq!(is_healthy(None, true), Ok(()));
+        assert!(is_healthy(None, false).is_err(), "these pages are up before the hot plane");
+        assert_eq!(is_healthy(Some("disk".into()), true), Err("disk".into()));
     }
 
     #[test]

@@ -50,7 +50,6 @@ pub struct EmbeddedStore {
     records: Keyspace,
     database: Database,
     journals: PathBuf,
-    was_new: bool,
     last_seq: AtomicU64,
     durable_seq: AtomicU64,
     syncing: Mutex<Syncing>,
@@ -87,9 +86,9 @@ impl EmbeddedStore {
         std::fs::create_dir_all(directory).map_err(|error| io(directory, &error))?;
         let lock = lock(directory)?;
         let tables = directory.join("fjall");
-        let was_new = !tables.try_exists().map_err(|error| io(&tables, &error))?;
+        let is_new = !tables.try_exists().map_err(|error| io(&tables, &error))?;
         let promised = read_durable(directory)?;
-        if was_new {
+        if is_new {
             if promised > Seq(0) {
                 return Err(StoreError::Corrupt(format!(
                     "{} is gone, and {} says that it held everything up to {promised}",
@@ -139,18 +138,12 @@ impl EmbeddedStore {
             records,
             database,
             journals: tables,
-            was_new,
             last_seq: AtomicU64::new(last_seq.0),
             durable_seq: AtomicU64::new(promised.max(claimed).0),
             syncing: Mutex::new(Syncing { journal: None, durable }),
             failed: OnceLock::new(),
             _lock: lock,
         })
-    }
-
-    /// Returns whether this `open` made the store.
-    pub fn was_new(&self) -> bool {
-        self.was_new
     }
 
     fn check(&self) -> Result<(), StoreError> {
@@ -206,10 +199,6 @@ impl EmbeddedStore {
 }
 
 impl MetaStore for EmbeddedStore {
-    fn engine(&self) -> &'static str {
-        super::EngineKind::Embedded.name()
-    }
-
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         self.check()?;
         if key.is_empty() || key[0] == 0 {

@@ -111,10 +111,6 @@ fn apply(map: &mut Map, batch: &Batch) {
 }
 
 impl MetaStore for MemoryStore {
-    fn engine(&self) -> &'static str {
-        super::EngineKind::Memory.name()
-    }
-
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let contents = self.shared.lock();
         contents.check()?;

@@ -111,9 +111,6 @@ pub struct Batch {
 ///
 /// `commit` is called by one thread at a time; `get` and `scan` by that same thread; `sync` by another one meanwhile.
 pub trait MetaStore: Send + Sync {
-    /// Returns the engine's name, as `dfs status` shows it.
-    fn engine(&self) -> &'static str;
-
     /// Returns the value of `key`.
     ///
     /// # Errors

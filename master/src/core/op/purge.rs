@@ -1,11 +1,11 @@
 //! The purge of orphans that nobody has open, in bounded steps.
 
-use dfs_proto::{FsError, InodeId, UnixNanos};
+use dfs_proto::{ChunkIndex, FsError, InodeId, UnixNanos};
 
 use super::{chunk_list, removal};
 use crate::core::key::{Key, Range};
 use crate::core::outcome::Outcome;
-use crate::core::record::Record;
+use crate::core::record::{Orphan, Record};
 use crate::core::view::{Stop, View};
 
 /// Takes up to `limit` chunks from orphan `id`, and its attributes and itself once none is left. One that is open
@@ -17,15 +17,21 @@ use crate::core::view::{Stop, View};
 /// [`FsError::Io`] if an orphan record has no inode; [`Stop`].
 pub fn purge(view: &View<'_>, now: UnixNanos, id: InodeId, limit: usize) -> Result<Outcome, Stop> {
     let mut outcome = Outcome::new(view);
-    if view.opens.is_open(id) || view.find(&Key::Orphan(id))?.is_none() {
+    if view.opens.is_open(id) {
         return Ok(outcome);
     }
+    let Some(Record::Orphan(Orphan { purge_from, .. })) = view.find(&Key::Orphan(id))? else { return Ok(outcome) };
     let Some(Record::Inode(orphan)) = view.find(&Key::Inode(id))? else {
         return Err(FsError::Io(format!("orphan {id} has no inode")).into());
     };
     if orphan.chunks > 0 {
-        let (dropped, _) = chunk_list::drop_range(&mut outcome, view, now, id, chunk_list::ALL, limit)?;
+        let range = (purge_from, ChunkIndex(u32::MAX));
+        let (dropped, left) = chunk_list::drop_range(&mut outcome, view, now, id, range, limit)?;
         if dropped < orphan.chunks {
+            // From the start if there was one more behind us: a mount may write to what nobody has open.
+            let (purge_from, _) = left.unwrap_or(chunk_list::ALL);
+            let seq = outcome.seq();
+            outcome.put(Key::Orphan(id), Record::Orphan(Orphan { purge_from, seq }));
             outcome.edit(view, id, |inode| inode.chunks -= dropped)?;
             outcome.purgeable.push(id);
             return Ok(outcome);

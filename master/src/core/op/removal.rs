@@ -5,7 +5,7 @@
 //!                   └──────▶ nlink = 0, not open ──────────────────────▶ gone   (in steps if it is large)
 //! ```
 
-use dfs_proto::{InodeId, UnixNanos};
+use dfs_proto::{ChunkIndex, InodeId, UnixNanos};
 
 use super::chunk_list;
 use crate::core::key::{Key, Range};
@@ -34,7 +34,7 @@ pub(super) fn lose_name(outcome: &mut Outcome, view: &View<'_>, now: UnixNanos, 
         return erase(outcome, view, now, &lost);
     }
     let seq = outcome.seq();
-    outcome.put(Key::Orphan(inode), Record::Orphan(Orphan { seq }));
+    outcome.put(Key::Orphan(inode), Record::Orphan(Orphan { purge_from: ChunkIndex(0), seq }));
     outcome.totals.orphans += 1;
     if !is_open {
         outcome.purgeable.push(inode);

@@ -108,7 +108,7 @@ fn samples() -> Vec<(Key, Record, &'static str)> {
             })),
             "010a10303132333435363738396162636465661203683a321a03683a332201722a01683203302e313805",
         ),
-        (Key::Orphan(file), Record::Orphan(Orphan { seq: Seq(5) }), "010805"),
+        (Key::Orphan(file), Record::Orphan(Orphan { purge_from: ChunkIndex(0), seq: Seq(5) }), "010805"),
         (
             Key::Cut(file),
             Record::Cut(Cut {

@@ -314,6 +314,20 @@ fn a_large_file_is_purged_in_steps() {
 }
 
 #[test]
+fn a_chunk_that_is_made_behind_the_purge_goes_too() {
+    let (mut world, inode) = chunked(100);
+    let (parent, name) = world.place("/f").expect("a place");
+    world.ask(Request::Unlink { parent, name }).expect("unlinked");
+    world.run(|view, now| op::purge(view, now, inode, 40)).expect("purged");
+    allocate(&mut world, inode, 3, 1).expect("a mount that came late");
+    for _ in 0..4 {
+        world.run(|view, now| op::purge(view, now, inode, 40)).expect("purged");
+        world.check_invariants();
+    }
+    assert_eq!((world.counters.orphans, world.counters.chunks), (0, 0));
+}
+
+#[test]
 fn a_replica_is_forgotten_once_each_server_has_deleted_its_own() {
     let (mut world, inode) = chunked(1);
     world.set("/f", |set| set.size = Some(0)).expect("emptied");
