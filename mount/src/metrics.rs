@@ -47,7 +47,12 @@ impl Metrics {
         let r = &registry;
         let metrics = Self {
             requests: counters(r, "dfs_mount_requests_total", "FUSE requests", &["op"]),
-            request_errors: counters(r, "dfs_mount_request_errors_total", "FUSE requests that failed", &["op", "errno"]),
+            request_errors: counters(
+                r,
+                "dfs_mount_request_errors_total",
+                "FUSE requests that failed",
+                &["op", "errno"],
+            ),
             request_seconds: histogram(r, "dfs_mount_request_seconds", "Time from request to answer", &["op"]),
             read_bytes: counter(r, "dfs_mount_read_bytes_total", "Bytes read from chunk servers"),
             written_bytes: counter(r, "dfs_mount_written_bytes_total", "Bytes written to chunk servers"),

@@ -39,8 +39,8 @@ fn name(text: &str) -> Name {
     Name::new(text.as_bytes().to_vec()).expect("a name")
 }
 
-fn make(client: &MasterClient, text: &str, kind: Kind, open: bool) -> Result<Attr, FsError> {
-    let make = Make {
+fn new_node(text: &str, kind: Kind, open: bool) -> Make {
+    Make {
         parent: InodeId::ROOT,
         name: name(text),
         kind,
@@ -49,8 +49,11 @@ fn make(client: &MasterClient, text: &str, kind: Kind, open: bool) -> Result<Att
         target: Bytes::new(),
         open,
         exclusive: true,
-    };
-    client.make(CALLER, &make).map(|made| made.attr)
+    }
+}
+
+fn make(client: &MasterClient, text: &str, kind: Kind, open: bool) -> Result<Attr, FsError> {
+    client.make(CALLER, &new_node(text, kind, open)).map(|made| made.attr)
 }
 
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
@@ -100,6 +103,86 @@ fn what_was_not_on_the_disk_is_replayed_after_a_restart_with_the_same_ids() {
     assert_eq!(master.opens().get(&open.inode.0), Some(&1), "held open once, not twice");
     client.release(open.inode);
     wait_until("the release", || master.opens().is_empty());
+}
+
+#[test]
+fn what_rests_on_a_change_without_an_answer_is_replayed_behind_it() {
+    let master = FakeMaster::start();
+    let (client, _) = open_session(&[&master.address], soft(20_000));
+    master.set_durable(false);
+    master.withhold_next("Make");
+    let making = client.clone();
+    let call = std::thread::spawn(move || make(&making, "a", Kind::Directory, false));
+    wait_until("the answer is withheld", || master.is_withheld());
+    let seen = client.lookup(CALLER, InodeId::ROOT, &name("a")).expect("it shows already");
+    let below = Make { parent: seen.inode, ..new_node("b", Kind::Directory, false) };
+    let before = client.make(CALLER, &below).expect("made").attr;
+    master.kill();
+    master.start_again();
+    assert_eq!(call.join().expect("no panic").expect("made").inode, seen.inode);
+    assert_eq!(client.lookup(CALLER, seen.inode, &name("b")).expect("it is there again"), before);
+    assert_eq!(master.names(), ["a", "b"]);
+}
+
+#[test]
+fn a_new_file_whose_answer_died_with_the_master_is_held_open_by_the_next_one() {
+    let master = FakeMaster::start();
+    let (client, _) = open_session(&[&master.address], soft(20_000));
+    for is_durable in [false, true] {
+        master.set_durable(is_durable);
+        master.withhold_next("Make");
+        let making = client.clone();
+        let call = std::thread::spawn(move || make(&making, &format!("file {is_durable}"), Kind::File, true));
+        wait_until("the answer is withheld", || master.is_withheld());
+        master.kill();
+        master.start_again();
+        let file = call.join().expect("no panic").expect("made");
+        assert_eq!(master.opens().get(&file.inode.0), Some(&1), "on the disk: {is_durable}");
+    }
+}
+
+#[test]
+fn a_release_whose_answer_was_lost_is_not_sent_again() {
+    let master = FakeMaster::start();
+    let (client, _) = open_session(&[&master.address], soft(5_000));
+    let file = make(&client, "file", Kind::File, true).expect("made");
+    client.open(CALLER, file.inode, true).expect("opened");
+    let other = make(&client, "other", Kind::File, true).expect("made");
+    master.swallow_next("Release");
+    client.release(file.inode);
+    wait_until("the release", || master.opens().get(&file.inode.0) == Some(&1));
+    client.release(other.inode);
+    wait_until("a later one", || !master.opens().contains_key(&other.inode.0));
+    assert_eq!(master.opens().get(&file.inode.0), Some(&1), "the second handle still holds it");
+}
+
+#[test]
+fn a_release_that_a_dead_master_missed_is_not_news_to_the_next_one() {
+    let master = FakeMaster::start();
+    let (client, _) = open_session(&[&master.address], soft(10_000));
+    let file = make(&client, "file", Kind::File, true).expect("made");
+    client.open(CALLER, file.inode, true).expect("opened");
+    let other = make(&client, "other", Kind::File, true).expect("made");
+    master.kill();
+    client.release(file.inode);
+    master.start_again();
+    client.get_attr(file.inode).expect("the session is reclaimed");
+    client.release(other.inode);
+    wait_until("a later one", || !master.opens().contains_key(&other.inode.0));
+    assert_eq!(master.opens().get(&file.inode.0), Some(&1), "the second handle still holds it");
+}
+
+#[test]
+fn a_session_that_is_gone_when_it_is_given_back_is_no_loss() {
+    let master = FakeMaster::start();
+    let (client, _) = open_session(&[&master.address], soft(5_000));
+    let is_lost = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&is_lost);
+    client.on_session_lost(move || told.store(true, Ordering::SeqCst));
+    master.swallow_next("SessionClose");
+    client.close().expect("closes");
+    assert_eq!(master.sessions(), 0);
+    assert!(!is_lost.load(Ordering::SeqCst));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //!   makes fail, always under the same request number, until the policy's deadline; all other errors are the caller's.
 //! - [`ChunkClient`]: one method per data call, a single attempt each. The caller drives retries with
 //!   [`retry::run`], because between two attempts it has to look the location up again.
-//! - [`LocationCache`]: where chunks are, until a server says `Stale`.
+//! - [`Location`]: where a chunk is, until a server says `Stale`.
 
 #![allow(clippy::disallowed_methods, reason = "a shell: it owns sockets, threads and deadlines")]
 
@@ -18,7 +18,7 @@ pub mod retry;
 mod session;
 
 pub use chunk::{ChunkClient, ReadData};
-pub use location::{Location, LocationCache, Replica};
+pub use location::{Location, Replica};
 pub use master::{
     AttrChange, Chunks, CommitWrite, Dirent, InlineData, Listing, Made, Make, MasterClient, Opened, StatFs, TimeChange,
 };

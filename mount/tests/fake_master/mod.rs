@@ -3,7 +3,7 @@
 
 #![allow(dead_code, clippy::disallowed_methods, reason = "each test uses a part; a test may use sockets")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -37,6 +37,8 @@ struct Shared {
     log: Mutex<Vec<String>>,
     /// The next request of this name is carried out, and its connection closed instead of an answer.
     swallow: Mutex<Option<String>>,
+    /// The next request of this name is carried out, and not answered.
+    withhold: Mutex<Option<String>>,
 }
 
 #[derive(Clone, Default)]
@@ -55,6 +57,8 @@ struct State {
 struct Session {
     opens: BTreeMap<u64, i64>,
     replies: BTreeMap<u64, pb::MetaReply>,
+    /// Replies of an earlier process that were not asked for since.
+    from_before: BTreeSet<u64>,
 }
 
 #[derive(Clone, Default)]
@@ -77,6 +81,7 @@ impl FakeMaster {
             is_durable: AtomicBool::new(true),
             log: Mutex::default(),
             swallow: Mutex::default(),
+            withhold: Mutex::default(),
         });
         let listener = listen("127.0.0.1:0", &shared);
         let address = listener.address().to_string();
@@ -96,6 +101,7 @@ impl FakeMaster {
         let mut state = self.shared.disk.lock().clone();
         for session in state.sessions.values_mut() {
             session.opens.clear();
+            session.from_before = session.replies.keys().copied().collect();
         }
         *self.shared.state.lock() = state;
         // The port may be held for a moment by what the old process left behind.
@@ -122,6 +128,14 @@ impl FakeMaster {
 
     pub fn swallow_next(&self, op: &str) {
         *self.shared.swallow.lock() = Some(op.to_owned());
+    }
+
+    pub fn withhold_next(&self, op: &str) {
+        *self.shared.withhold.lock() = Some(op.to_owned());
+    }
+
+    pub fn is_withheld(&self) -> bool {
+        self.shared.withhold.lock().is_none()
     }
 
     pub fn end_all_sessions(&self) {
@@ -192,6 +206,9 @@ fn serve(mut connection: Connection, shared: &Shared) {
         if shared.swallow.lock().take_if(|swallowed| *swallowed == op).is_some() {
             return;
         }
+        if shared.withhold.lock().take_if(|withheld| *withheld == op).is_some() {
+            continue;
+        }
         if connection.send(FrameKind::MetaReply, frame.request_id, &reply, &[]).is_err() {
             return;
         }
@@ -228,9 +245,13 @@ impl State {
             return pb::MetaReply { failure: Some((&FsError::UnknownSession).into()), ..Default::default() };
         }
         if request.number > 0
-            && let Some(reply) = self.sessions[&session].replies.get(&request.number)
+            && let Some(reply) = self.sessions[&session].replies.get(&request.number).cloned()
         {
-            return reply.clone();
+            let is_from_before = self.session(session).from_before.remove(&request.number);
+            if is_from_before && request.replay.is_none() {
+                self.count_open(session, &reply);
+            }
+            return reply;
         }
         let time = request.replay.as_ref().map_or(1_000 + self.seq as i64, |replay| replay.time);
         let inode = request.replay.as_ref().map_or(0, |replay| replay.inode);
@@ -245,6 +266,10 @@ impl State {
             }
             Err(error) => reply.failure = Some((&error).into()),
         }
+        // What replays open is among what is reclaimed.
+        if request.replay.is_none() {
+            self.count_open(session, &reply);
+        }
         if let Some(session) = self.sessions.get_mut(&session) {
             session.replies.retain(|&number, _| number >= request.acked_below);
             if request.number > 0 {
@@ -252,6 +277,12 @@ impl State {
             }
         }
         reply
+    }
+
+    fn count_open(&mut self, session: u64, reply: &pb::MetaReply) {
+        if let Some(meta_reply::Body::Opened(pb::Opened { attr: Some(attr), .. })) = &reply.body {
+            *self.session(session).opens.entry(attr.inode).or_default() += 1;
+        }
     }
 
     fn apply(
@@ -320,7 +351,7 @@ impl State {
                     if make.exclusive || !make.open {
                         return Err(FsError::Exists);
                     }
-                    return Ok((self.opened(session, inode, false), false));
+                    return Ok((self.opened(inode, false), false));
                 }
                 let inode = if replayed_inode > 0 { replayed_inode } else { self.next_inode };
                 self.next_inode = self.next_inode.max(inode + 1);
@@ -336,7 +367,7 @@ impl State {
                 self.inodes.insert(inode, Inode { attr, content: make.target, ..Inode::default() });
                 self.link(make.parent, make.name, inode, time);
                 if make.open {
-                    return Ok((self.opened(session, inode, true), true));
+                    return Ok((self.opened(inode, true), true));
                 }
                 Ok((self.entry(inode, true), true))
             }
@@ -374,7 +405,7 @@ impl State {
             }
             Body::Open(open) => {
                 self.inode(open.inode)?;
-                Ok((self.opened(session, open.inode, false), false))
+                Ok((self.opened(open.inode, false), false))
             }
             Body::Release(release) => {
                 for open in release.opens {
@@ -488,8 +519,7 @@ impl State {
         meta_reply::Body::Entry(pb::Entry { attr: Some(self.inodes[&inode].attr), created })
     }
 
-    fn opened(&mut self, session: u64, inode: u64, created: bool) -> meta_reply::Body {
-        *self.session(session).opens.entry(inode).or_default() += 1;
+    fn opened(&self, inode: u64, created: bool) -> meta_reply::Body {
         let inode = &self.inodes[&inode];
         let content = if inode.attr.is_inline { inode.content.clone() } else { Bytes::new() };
         meta_reply::Body::Opened(pb::Opened { attr: Some(inode.attr), content, created })

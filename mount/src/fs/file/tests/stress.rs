@@ -117,26 +117,3 @@ fn mounts_that_fight_over_a_file_agree_once_it_is_reopened() {
         }
     }
 }
-
-#[test]
-#[ignore = "a measurement: run it alone, optimized"]
-fn measure_the_write_path() {
-    for piece in [4096usize, 128 * 1024, 1 << 20] {
-        let mut map = crate::cache::DirtyMap::new(1 << 20);
-        let data = pattern(piece, 1);
-        let begun = std::time::Instant::now();
-        let total = 1u64 << 30;
-        let mut at = 0;
-        let mut sum = 0u64;
-        while at < total {
-            map.write(at, &data, dfs_proto::MonoMs(1));
-            at += piece as u64;
-            while let Some(sealed) = map.seal(crate::cache::Mark::default()) {
-                sum += u64::from(dfs_proto::unit::checksums(0, &sealed.data)[0]);
-                map.done(sealed.ticket);
-            }
-        }
-        let seconds = begun.elapsed().as_secs_f64();
-        println!("{piece} byte writes: {:.0} MB/s (checksums {sum:x})", total as f64 / 1e6 / seconds);
-    }
-}
