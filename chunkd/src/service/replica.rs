@@ -332,3 +332,42 @@ impl Drop for Held<'_> {
         self.replica.notify(&state);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use dfs_proto::ChunkId;
+
+    use super::*;
+    use crate::store::replica_store::ReplicaStore;
+
+    #[test]
+    fn a_thread_that_panics_in_a_change_ends_the_role_and_keeps_nobody_waiting() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = ReplicaStore::open(&[directory.path().to_owned()], 0, "boot").expect("opens");
+        let header = Header { chunk: ChunkId(1), version: Version(1), chunk_size_log2: 16, incomplete: false };
+        let replica = Replica::new(store.create_replica(&header).expect("made"));
+        let active = Active { version: Version(1), activation: 5, base: 0, others: Arc::from([]) };
+        replica.lock().serve_as(active.clone());
+        let panicked = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let mut state = replica.lock();
+                let deadline = Instant::now() + Duration::from_secs(5);
+                let ticket = replica.enter(&mut state, &active, (0, 1), Access::Write(1), deadline).expect("enters");
+                let _held = Held { replica: &replica, ticket, forget: None };
+                let _change = replica.begin_change(&mut state);
+                drop(state);
+                panic!("as a bug would");
+            });
+            thread.join().is_err()
+        });
+        assert!(panicked);
+        let mut state = replica.lock();
+        assert!(matches!(state.role, Role::Idle) && !state.may_read(5));
+        replica.drain(&mut state, Instant::now() + Duration::from_secs(5)).expect("nothing is under way");
+        state.serve_as(active.clone());
+        let ticket = replica.enter(&mut state, &active, (0, 1), Access::Write(1), Instant::now());
+        assert!(ticket.is_ok(), "its place in the queue is free");
+    }
+}

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use dfs_proto::{ChunkId, Version};
 use proptest::prelude::*;
 
+use super::StoreError;
 use super::chunk_file::{ChunkFile, UnitRead};
 use super::header::Header;
 use super::layout::{DATA_OFFSET, UNIT_BYTES, data_offset};
@@ -34,6 +36,9 @@ struct Recorder {
     log: Mutex<Vec<Change>>,
     /// Writes fail with this once the log has this many changes.
     fails_after: Option<(usize, i32)>,
+    /// Syncs that were asked for; they fail if this says so.
+    syncs: AtomicU32,
+    sync_fails: AtomicBool,
 }
 
 impl Recorder {
@@ -89,7 +94,13 @@ impl RawFile for Recorder {
     }
 
     fn sync(&self) -> io::Result<()> {
-        Ok(())
+        self.syncs.fetch_add(1, Ordering::SeqCst);
+        // As the kernel does: the error is told once.
+        if self.sync_fails.swap(false, Ordering::SeqCst) {
+            Err(io::Error::from_raw_os_error(libc::EIO))
+        } else {
+            Ok(())
+        }
     }
 
     fn next_data(&self, from: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
@@ -113,7 +124,7 @@ enum Step {
 /// What each unit may hold: a seed, or zeros.
 type Model = Vec<Option<u8>>;
 
-fn carry_out<F: RawFile>(file: &ChunkFile<F>, step: &Step, seq: u64) -> Result<(), super::StoreError> {
+fn carry_out<F: RawFile>(file: &ChunkFile<F>, step: &Step, seq: u64) -> Result<(), StoreError> {
     let stamp = WriteStamp { version: Version(1), seq };
     match step {
         Step::Put(first, seeds) => {
@@ -250,7 +261,7 @@ fn a_write_that_fails_half_way_leaves_what_was_there() {
             let (file, _) = ChunkFile::open(failing, CHUNK).unwrap();
             let error = carry_out(&file, &step, 2).unwrap_err();
             // The correction fails too with this recorder, so the disk is fenced whatever the first error was.
-            assert!(matches!(error, super::StoreError::Write(_)), "{error}");
+            assert!(matches!(error, StoreError::Write(_)), "{error}");
             let image = file.raw().pages.lock().unwrap().clone();
             let (file, _) =
                 ChunkFile::open(Recorder { pages: Mutex::new(image), ..Recorder::default() }, CHUNK).unwrap();
@@ -259,6 +270,41 @@ fn a_write_that_fails_half_way_leaves_what_was_there() {
             assert_eq!(read_unit(&file, 1), Some(expected(Some(1))));
         }
     }
+}
+
+#[test]
+fn a_sync_is_carried_out_only_if_something_changed_since_the_last() {
+    let file = ChunkFile::create(Recorder::default(), &header()).unwrap();
+    let syncs = || file.raw().syncs.load(Ordering::SeqCst);
+    file.sync().unwrap();
+    file.sync().unwrap();
+    assert_eq!(syncs(), 1);
+    let changes: [&dyn Fn(); 3] = [
+        &|| carry_out(&file, &Step::Put(0, vec![1]), 1).unwrap(),
+        &|| carry_out(&file, &Step::Zero(0, 4), 2).unwrap(),
+        &|| file.set_header(&Header { version: Version(2), ..header() }).unwrap(),
+    ];
+    for (at, change) in (2..).zip(changes) {
+        change();
+        assert!(file.is_unsynced());
+        file.sync().unwrap();
+        file.sync().unwrap();
+        assert_eq!(syncs(), at);
+        assert!(!file.is_unsynced());
+    }
+}
+
+#[test]
+fn a_sync_that_failed_is_never_asked_again_and_never_taken_for_done() {
+    let file = ChunkFile::create(Recorder::default(), &header()).unwrap();
+    carry_out(&file, &Step::Put(0, vec![1]), 1).unwrap();
+    file.raw().sync_fails.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        assert!(matches!(file.sync(), Err(StoreError::Write(_))));
+        carry_out(&file, &Step::Put(0, vec![2]), 2).unwrap();
+    }
+    assert_eq!(file.raw().syncs.load(Ordering::SeqCst), 1);
+    assert!(file.is_unsynced());
 }
 
 #[test]
