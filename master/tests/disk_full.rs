@@ -113,15 +113,15 @@ fn health(address: SocketAddr) -> (u16, String) {
 
 #[test]
 fn a_full_disk_stops_the_master_with_the_reason_and_loses_nothing() {
-    check("24m", "No space left");
+    check("24m");
 }
 
 #[test]
 fn so_does_one_that_is_full_when_the_engine_writes_a_table() {
-    check("72m", "bytes are free on the disk");
+    check("72m");
 }
 
-fn check(size: &str, reason: &str) {
+fn check(size: &str) {
     let Some(disk) = SmallDisk::new(size) else {
         eprintln!("not run: mounting a tmpfs takes root");
         return;
@@ -141,7 +141,9 @@ fn check(size: &str, reason: &str) {
     assert!(matches!(&error, FsError::Io(_)), "{error}");
     let (status, page) = health(master.addresses().http);
     assert_eq!(status, 503, "{page}");
-    assert!(page.contains(reason), "the reason is there: {page}");
+    // Who meets the full disk first, a commit or the engine's own thread, is chance.
+    let has_reason = ["No space left", "bytes are free on the disk"].iter().any(|reason| page.contains(reason));
+    assert!(has_reason, "{page}");
     let lookup = |number| Body::Lookup(pb::Lookup { parent: 1, name: name(number) });
     assert!(matches!(ask(&mut connection, 0, lookup(1)), Err(FsError::Io(_))), "nothing is served any more");
     assert!(made > 100, "{made} files");

@@ -15,6 +15,8 @@ use crate::core::record::{Chunk, Inode, Record, ZeroPart};
 /// Most chunks that are looked up among those handed out for deletion; above that the memory of them starts anew, and
 /// some deletions are ordered twice.
 const RECLAIMS_GIVEN_MAX: usize = 200_000;
+/// Without a look at the sessions for so long, the master itself was away.
+const AWAY_MS: u64 = 10_000;
 /// A truncate or punch that is not finished after this is taken over by the caretaker.
 const CUT_AGE_NS: i64 = 15_000_000_000;
 
@@ -162,7 +164,7 @@ impl Executor {
             }
             let now = owner.clock.mono();
             let away_ms = owner.sessions_checked.replace(now).map_or(0, |last| now.since(last));
-            if away_ms > owner.spans.session_ms / 4 {
+            if away_ms > AWAY_MS {
                 tracing::warn!(away_ms, "the master was not running; all sessions get a new lease");
                 owner.sessions.renew_all(now);
                 return Ok(0);

@@ -437,7 +437,18 @@ fn after_a_failed_commit_or_sync_nothing_is_served() {
 }
 
 #[test]
-fn a_request_that_panics_stops_the_service_and_hangs_nobody() {
+fn an_operation_that_panics_fails_alone_and_changes_nothing() {
+    let bench = Bench::new();
+    let session = bench.session(1);
+    let before = bench.executor.all_records().unwrap();
+    let broken = bench.executor.with(|owner| owner.internal(|_| panic!("a bug, as this test wants it")).map(|_| ()));
+    assert!(matches!(broken, Err(FsError::Io(_))));
+    assert_eq!((bench.executor.failure(), bench.executor.all_records().unwrap()), (None, before));
+    bench.executor.call(numbered(session, 1, create("a", false))).result.expect("it goes on");
+}
+
+#[test]
+fn a_panic_that_may_have_broken_the_state_stops_the_service_and_hangs_nobody() {
     let bench = Bench::new();
     let session = bench.session(1);
     let broken = bench.executor.with::<()>(|_| panic!("a bug, as this test wants it"));

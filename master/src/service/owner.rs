@@ -7,6 +7,7 @@
 //! - After the first error of the store nothing is served any more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use dfs_proto::env::Clock;
@@ -340,7 +341,9 @@ impl Owner {
                 self.counters,
                 replay,
             );
-            let stop = match operation(&view) {
+            // Nothing has changed before an operation is at its end: a bug in one ends that call, not the service.
+            let ran = std::panic::catch_unwind(AssertUnwindSafe(|| operation(&view)));
+            let stop = match ran.unwrap_or_else(|panic| Err(broken(&*panic))) {
                 Ok(outcome) => {
                     let seen = view.seen();
                     self.ids = view.ids();
@@ -548,6 +551,14 @@ impl Owner {
         self.durability.durable_up_to(seq);
         Ok(())
     }
+}
+
+/// Returns what the caller of an operation that panicked is told.
+fn broken(panic: &(dyn std::any::Any + Send)) -> Stop {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let what = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
+    tracing::error!(what, "a bug: an operation panicked, its call fails");
+    FsError::Io(format!("a bug in the master: {what}")).into()
 }
 
 /// What an operation of the master itself did.
