@@ -3,6 +3,7 @@
 //! Coalesced: one at each flush, fsync and close, one when the oldest uncommitted byte is a second old, and one when a
 //! large file reaches a further chunk; never one a piece. Always under the file's `order` lock.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -92,11 +93,21 @@ impl FileState {
                     drop(state);
                     self.load_inline().inspect_err(|error| self.commit_failed(error))?;
                 }
-                Layout::Leaving { mark, .. } => {
+                Layout::Leaving { mark, moved, .. } => {
                     if !state.dirty.is_clean_to(*mark) {
                         return Ok(Committed::PushFirst);
                     }
-                    return self.commit_leave(state);
+                    // What an fsync made durable at the master must not be dropped there for what is not durable yet.
+                    let end = moved.div_ceil(self.chunk_size) as u32;
+                    let unsynced: BTreeSet<ChunkIndex> = state.unsynced.range(..ChunkIndex(end)).copied().collect();
+                    if unsynced.is_empty() {
+                        return self.commit_leave(state);
+                    }
+                    let mut state = state;
+                    state.unsynced = state.unsynced.split_off(&ChunkIndex(end));
+                    drop(state);
+                    self.barriers(&unsynced)
+                        .inspect_err(|_| self.state.lock().acked_since = Some(self.shared.clock.mono()))?;
                 }
                 Layout::Chunked => {
                     if !state.needs_commit() {
@@ -212,8 +223,8 @@ impl FileState {
         let gone = self.find_gone(&written)?;
         let mut state = self.state.lock();
         state.drop_gone(&gone);
-        let Layout::Leaving { own, pushed, .. } = &state.layout else { return Ok(()) };
-        let (own, pushed) = (own.clone(), pushed.clone());
+        let Layout::Leaving { own, pushed, moved, .. } = &state.layout else { return Ok(()) };
+        let (own, pushed, moved) = (own.clone(), pushed.clone(), (*moved).max(data.content.len() as u64));
         state.attr = data.attr;
         if !data.attr.is_inline {
             // The other one copied it into the same chunks.
@@ -231,7 +242,7 @@ impl FileState {
         }
         self.shared.budget.force(state.dirty.bytes() - before);
         let mark = state.dirty.mark();
-        state.layout = Layout::Leaving { version: data.attr.data_version, mark, own, pushed };
+        state.layout = Layout::Leaving { version: data.attr.data_version, mark, own, pushed, moved };
         Ok(())
     }
 

@@ -24,6 +24,7 @@ mod seek;
 mod state;
 mod sync;
 mod table;
+mod unsynced;
 mod write;
 
 pub use backend::{Backend, Remote};

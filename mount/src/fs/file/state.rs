@@ -16,6 +16,7 @@ use super::kept::KeptPages;
 use super::pool::{PushPool, ReadPool};
 use super::push::Attempt;
 use super::table::{FileSettings, HandleId, OpenOptions};
+use super::unsynced::UnsyncedFiles;
 use crate::cache::{DirtyMap, Mark, RangeSet, ReadAhead, Ticket};
 use crate::fs::Attr;
 use crate::metrics::Metrics;
@@ -34,6 +35,7 @@ pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
     pub(super) budget: Budget,
     pub(super) kept: KeptPages,
+    pub(super) unsynced: UnsyncedFiles,
     pub(super) pushers: PushPool,
     pub(super) readers: ReadPool,
     pub(super) ahead_bytes: AtomicU64,
@@ -48,8 +50,8 @@ impl Shared {
 
 /// One open file, shared by its handles.
 ///
-/// Locks, in the order in which they are taken: `order`, `state`, then those of the pools, the budget and the kept
-/// pages. `order` is held across calls to the master; `state` never is across any call.
+/// Locks, in the order in which they are taken: `sync`, `order`, `state`, then those of the pools, the budget and the
+/// kept pages. `sync` and `order` are held across calls; `state` never is.
 pub(super) struct FileState {
     pub(super) inode: InodeId,
     /// Of the layout it was made with, for as long as it lives.
@@ -58,6 +60,8 @@ pub(super) struct FileState {
     /// Held by whoever changes the file at the master (commits, truncates, punches), so that the data version moves
     /// in known steps and a commit never overtakes a truncate.
     pub(super) order: Mutex<()>,
+    /// Held by an fsync, so that one that finds nothing left to sync has waited for the one that is at it.
+    pub(super) sync: Mutex<()>,
     pub(super) state: Mutex<State>,
     /// Something in `state` changed that somebody may wait for.
     pub(super) changed: Condvar,
@@ -70,8 +74,9 @@ pub(super) enum Layout {
     Inline { base: Option<Bytes>, version: u64 },
     /// On its way from the inode record, where it still is at `version`, into chunks: once everything up to `mark`
     /// is on replicas, a commit makes the chunks the content. `own` is what was written here of the first 16 KiB,
-    /// `pushed` are the chunks that were written to.
-    Leaving { version: u64, mark: Mark, own: RangeSet, pushed: BTreeSet<ChunkIndex> },
+    /// `pushed` are the chunks that were written to. The first `moved` bytes may have been on stable media at the
+    /// master: they have to be so in chunks before the master drops them.
+    Leaving { version: u64, mark: Mark, own: RangeSet, pushed: BTreeSet<ChunkIndex>, moved: u64 },
     /// In chunks.
     Chunked,
 }
@@ -166,7 +171,7 @@ impl FileState {
             mtime: None,
             kill_suid_sgid: false,
             writes: 0,
-            unsynced: BTreeSet::new(),
+            unsynced: shared.unsynced.take(attr.inode),
             locations: BTreeMap::new(),
             locations_epoch: 0,
             error: None,
@@ -182,6 +187,7 @@ impl FileState {
             chunk_size: attr.chunk_size(),
             shared,
             order: Mutex::new(()),
+            sync: Mutex::new(()),
             state: Mutex::new(state),
             changed: Condvar::new(),
         }
@@ -275,7 +281,7 @@ impl FileState {
             Layout::Chunked => {
                 let (own, pushed) = (state.own_ranges(), state.acked.clone());
                 let mark = state.dirty.mark();
-                state.layout = Layout::Leaving { version: 0, mark, own, pushed };
+                state.layout = Layout::Leaving { version: 0, mark, own, pushed, moved: 0 };
             }
         }
         state.forget_acked_if_covered();

@@ -26,20 +26,14 @@ impl FileState {
         self.take_error(handle)
     }
 
-    /// Cost: the pushes; then the barriers beside the commit and the master's sync, which do not depend on one another.
-    /// Only the success of all of them promises anything.
+    /// Cost: the pushes; a barrier for each chunk; the commit and the master's sync. In this order, so that a size that
+    /// is on stable media never covers bytes that are not.
     pub(super) fn fsync(self: &Arc<Self>, handle: HandleId) -> Result<(), FsError> {
         self.push_all();
+        let sync = self.sync.lock();
         let unsynced = std::mem::take(&mut self.state.lock().unsynced);
-        let synced = if unsynced.is_empty() {
-            self.sync_master()
-        } else {
-            std::thread::scope(|scope| {
-                let barriers = scope.spawn(|| self.barriers(&unsynced));
-                let synced = self.sync_master();
-                barriers.join().expect("a barrier does not panic").and(synced)
-            })
-        };
+        let synced = self.barriers(&unsynced).and_then(|()| self.sync_master());
+        drop(sync);
         // A push that failed is the better answer than what failed after it.
         self.take_error(handle)?;
         synced
@@ -56,7 +50,7 @@ impl FileState {
     }
 
     /// Sends a barrier to each of the chunks. If one fails, nothing is known to be durable.
-    fn barriers(&self, unsynced: &BTreeSet<ChunkIndex>) -> Result<(), FsError> {
+    pub(super) fn barriers(&self, unsynced: &BTreeSet<ChunkIndex>) -> Result<(), FsError> {
         self.send_barriers(unsynced).inspect_err(|error| {
             let mut state = self.state.lock();
             state.unsynced.extend(unsynced);

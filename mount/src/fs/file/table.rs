@@ -16,6 +16,7 @@ use super::kept::KeptPages;
 use super::pool::{PushPool, ReadPool, Threads};
 use super::seek;
 use super::state::{FileState, Shared};
+use super::unsynced::UnsyncedFiles;
 use super::write::WriteFlags;
 use crate::fs::Attr;
 use crate::metrics::Metrics;
@@ -99,6 +100,7 @@ impl FileTable {
             settings,
             metrics,
             kept: KeptPages::new(),
+            unsynced: UnsyncedFiles::new(),
             pushers: PushPool::default(),
             readers: ReadPool::default(),
             ahead_bytes: AtomicU64::new(0),
@@ -337,6 +339,7 @@ impl FileTable {
                 // Its failure is reported and logged; nobody is left to try again.
                 file.drop_buffered(&mut state);
             }
+            self.shared.unsynced.put(file.inode, std::mem::take(&mut state.unsynced));
             files.remove(&file.inode);
         }
     }

@@ -82,7 +82,10 @@ impl FileState {
         state.mtime = Some(wall);
         state.kill_suid_sgid |= flags.kill_suid_sgid;
         state.writes += 1;
-        if let Some(handle) = state.handles.get_mut(&handle) {
+        if flags.is_write_back {
+            // The kernel may have mapped the pages through any of them: each of their closes is one that has to push.
+            state.handles.values_mut().for_each(|handle| handle.wrote = true);
+        } else if let Some(handle) = state.handles.get_mut(&handle) {
             handle.wrote = true;
         }
         self.invalidate_ahead(&mut state, offset, end);
@@ -138,7 +141,8 @@ impl FileState {
         state.dirty.write_under(0, &base, self.shared.clock.mono());
         self.shared.budget.force(state.dirty.bytes() - before);
         let mark = state.dirty.mark();
-        state.layout = Layout::Leaving { version, mark, own, pushed: BTreeSet::new() };
+        let moved = base.len() as u64;
+        state.layout = Layout::Leaving { version, mark, own, pushed: BTreeSet::new(), moved };
     }
 
     /// Fetches the content of an inline file.

@@ -61,6 +61,9 @@ struct Inner {
     reads_now: usize,
     reads_now_max: usize,
     reads_wait_for: usize,
+    barriers: u64,
+    barrier_error: Option<FsError>,
+    holds_barriers: bool,
 }
 
 /// The cluster.
@@ -275,6 +278,22 @@ impl Cluster {
         self.inner.lock().reads_wait_for = count;
     }
 
+    /// Barriers fail with `error`, all else goes on.
+    pub(super) fn refuse_barriers(&self, error: Option<FsError>) {
+        self.inner.lock().barrier_error = error;
+    }
+
+    /// Barriers wait until this is called again.
+    pub(super) fn hold_barriers(&self, holds: bool) {
+        self.inner.lock().holds_barriers = holds;
+        self.changed.notify_all();
+    }
+
+    /// Barriers that are done.
+    pub(super) fn barriers(&self) -> u64 {
+        self.inner.lock().barriers
+    }
+
     pub(super) fn reads_at_once(&self) -> usize {
         self.inner.lock().reads_now_max
     }
@@ -415,9 +434,16 @@ impl Backend for Cluster {
 
     fn barrier(&self, location: &Location) -> Result<(), FsError> {
         let mut inner = self.inner.lock();
+        while inner.holds_barriers {
+            self.changed.wait(&mut inner);
+        }
+        if let Some(error) = &inner.barrier_error {
+            return Err(error.clone());
+        }
         if let Fate::Fails(error) = inner.fate(location) {
             return Err(error);
         }
+        inner.barriers += 1;
         let replicas = inner.chunks.get_mut(&location.chunk).expect("the location is good");
         replicas.durable = replicas.data.clone();
         Ok(())

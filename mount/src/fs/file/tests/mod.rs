@@ -1,6 +1,7 @@
 //! The data path over a cluster in memory.
 
 mod cluster;
+mod durability;
 mod model;
 mod stress;
 
@@ -381,20 +382,6 @@ fn what_was_read_ahead_is_not_shown_after_a_write_below_it() {
     mount.table.fsync(handle, false).unwrap();
     assert_eq!(mount.read(reader, 2 * CHUNK, CHUNK as u32).len(), CHUNK as usize);
     assert_eq!(mount.read(reader, 3 * CHUNK, 3), &b"new"[..]);
-}
-
-#[test]
-fn fsync_survives_power_loss() {
-    let (mount, inode, handle) = mount();
-    let content = pattern(3 * CHUNK as usize + 100, 1);
-    mount.write(handle, 0, &content);
-    mount.table.fsync(handle, false).unwrap();
-    mount.write(handle, 5, b"later");
-    mount.table.flush(handle).unwrap();
-    mount.cluster.crash();
-    let other = Mount::new(&mount.cluster, settings());
-    let handle = other.open(inode);
-    assert_eq!(other.read(handle, 0, 1 << 20), &content[..]);
 }
 
 #[test]
