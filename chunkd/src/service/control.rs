@@ -200,6 +200,7 @@ async fn beat(shared: &Arc<Shared>, client: &mut ChunkServersClient<Channel>, rh
     let mut deleted: Vec<u64> = Vec::new();
     let mut deleting: Option<JoinHandle<Vec<u64>>> = None;
     let mut silence = Complaint::default();
+    let mut failed_reported = 0;
     let mut next_report = tokio::time::Instant::now();
     let mut ticks = tokio::time::interval(rhythm.pulse);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -228,10 +229,15 @@ async fn beat(shared: &Arc<Shared>, client: &mut ChunkServersClient<Channel>, rh
             deleted = done.await.unwrap_or_default();
         }
         measure(shared);
-        if tokio::time::Instant::now() >= next_report {
+        let failed = shared.store.disks().iter().filter(|disk| disk.has_failed()).count();
+        // The master must not place chunks on a disk that has just failed.
+        if failed != failed_reported || tokio::time::Instant::now() >= next_report {
             let request = pb::ReportRequest { node: node.0, boot_session: shared.boot.0, disks: disks(shared) };
             match client.report(request).await.map(tonic::Response::into_inner) {
-                Ok(reply) if reply.known => next_report = tokio::time::Instant::now() + rhythm.report,
+                Ok(reply) if reply.known => {
+                    next_report = tokio::time::Instant::now() + rhythm.report;
+                    failed_reported = failed;
+                }
                 Ok(_) => return,
                 Err(status) => tracing::debug!(reason = %brief(&status), "no answer to a report"),
             }
@@ -262,7 +268,7 @@ fn disks(shared: &Shared) -> Vec<pb::Disk> {
             disk_id: Bytes::copy_from_slice(&disk.id),
             path: disk.path().display().to_string(),
             capacity_bytes,
-            free_bytes,
+            free_bytes: if disk.has_failed() { 0 } else { free_bytes },
             replicas: disk.replicas(),
             failed: disk.has_failed(),
         }

@@ -23,6 +23,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A peer that takes nothing off its socket for this long is given up.
 const SEND_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// What is passed on of a peer's own words.
+const REASON_CHARS_MAX: usize = 500;
+
 #[derive(Debug, Default)]
 struct Pool {
     address: Arc<str>,
@@ -154,7 +157,8 @@ fn named(member: &Member, error: FsError) -> FsError {
     let prefix = FsError::NoReplica(String::new()).to_string();
     match error {
         FsError::NoReplica(reason) => {
-            let reason = reason.strip_prefix(&prefix).unwrap_or(&reason);
+            let reason: String =
+                reason.strip_prefix(&prefix).unwrap_or(&reason).chars().take(REASON_CHARS_MAX).collect();
             FsError::NoReplica(format!("node {}: {reason}", member.node))
         }
         other => other,

@@ -77,6 +77,7 @@ fn a_disk_that_vanishes_is_fenced_and_the_other_one_serves_on() {
     fs::create_dir(&a).unwrap();
     let health = cluster.servers[0].as_ref().unwrap().addresses().http.to_string();
     wait_until("the fence", || http_get(&health, "/healthz").contains("has failed"));
+    wait_until("a report at once", || cluster.master.state.lock().unwrap().failed.contains(&1));
     assert!(cluster.metrics(0).lines().any(|line| line.starts_with("dfs_chunkd_disk_failed") && line.ends_with(" 1")));
     for chunk in 1..=20 {
         let view = cluster.chunk(chunk);

@@ -1,6 +1,6 @@
 //! The control plane of a master that only knows chunk servers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -30,6 +30,8 @@ pub struct State {
     pub delete: Vec<u64>,
     pub deleted: Vec<(u32, u64)>,
     pub reports: u64,
+    /// Nodes that reported a failed disk.
+    pub failed: BTreeSet<u32>,
     pub is_deaf: bool,
     /// Registrations are refused with this.
     pub refuses: Option<String>,
@@ -93,7 +95,7 @@ impl ChunkServers for Control {
             grant_key: Bytes::copy_from_slice(&KEY),
             lease_ms: LEASE_MS,
             pulse_ms: 50,
-            report_ms: 1_000,
+            report_ms: 30_000,
         }))
     }
 
@@ -110,8 +112,14 @@ impl ChunkServers for Control {
         Ok(Response::new(pb::PulseReply { known, lease_ms: LEASE_MS, delete }))
     }
 
-    async fn report(&self, _: Request<pb::ReportRequest>) -> Result<Response<pb::ReportReply>, Status> {
-        self.0.lock().unwrap().reports += 1;
+    async fn report(&self, request: Request<pb::ReportRequest>) -> Result<Response<pb::ReportReply>, Status> {
+        let request = request.into_inner();
+        let mut state = self.0.lock().unwrap();
+        state.reports += 1;
+        if request.disks.iter().any(|disk| disk.failed) {
+            state.failed.insert(request.node);
+        }
+        drop(state);
         Ok(Response::new(pb::ReportReply { known: true }))
     }
 }
