@@ -9,14 +9,13 @@ use dfs_proto::env::{Clock, SystemClock};
 use dfs_telemetry::axum::Router;
 
 use crate::fs::FileSystem;
-use crate::fs::elastic_pool::ElasticPool;
 use crate::fs::file::{FileSettings, FileTable, Remote};
-use crate::fuse::{FuseSession, FuseUnmounter, MountPoint, MountPointError, SessionOptions, VfsOption, path_text};
+use crate::fuse::{
+    FuseSession, FuseUnmounter, MountPoint, MountPointError, SessionOptions, VfsOption, WaitPools, WaitsFor, path_text,
+};
 use crate::metrics::Metrics;
 use crate::remote::{MasterClient, Policy, SessionConfig};
 
-/// Calls that wait at one time beyond those the workers carry out themselves.
-const WAITING_THREADS_MAX: usize = 128;
 /// How long a mount waits for its first answer from a master.
 const CONNECT_MS: u64 = 10_000;
 
@@ -108,7 +107,7 @@ impl MountError {
 pub struct Mounted {
     fuse: FuseSession,
     fs: Arc<FileSystem>,
-    pool: Arc<ElasticPool>,
+    pools: WaitPools,
     runtime: tokio::runtime::Runtime,
     http: SocketAddr,
 }
@@ -160,7 +159,7 @@ pub fn mount(config: MountConfig) -> Result<Mounted, MountError> {
     })?;
     let started = start(&config, &master, &root, &mount_point, &metrics);
     match started {
-        Ok((fuse, fs, pool)) => Ok(Mounted { fuse, fs, pool, runtime, http }),
+        Ok((fuse, fs, pools)) => Ok(Mounted { fuse, fs, pools, runtime, http }),
         Err(error) => {
             if let Err(error) = master.close() {
                 tracing::warn!(%error, "the session was not closed; it ends by itself");
@@ -170,7 +169,7 @@ pub fn mount(config: MountConfig) -> Result<Mounted, MountError> {
     }
 }
 
-type Started = (FuseSession, Arc<FileSystem>, Arc<ElasticPool>);
+type Started = (FuseSession, Arc<FileSystem>, WaitPools);
 
 fn start(
     config: &MountConfig,
@@ -189,9 +188,10 @@ fn start(
         ..FileSettings::default()
     };
     let files = FileTable::new(backend, Arc::clone(&clock), settings, Arc::clone(metrics));
-    let pool = Arc::new(ElasticPool::new(WAITING_THREADS_MAX));
+    let pools = WaitPools::default();
+    let ahead = Arc::clone(pools.of(WaitsFor::Master));
     let is_dirsync = config.vfs_options.iter().any(|option| matches!(option, VfsOption::DirSync | VfsOption::Sync));
-    let fs = Arc::new(FileSystem::new(root, master.clone(), files, clock, Arc::clone(&pool), is_dirsync));
+    let fs = Arc::new(FileSystem::new(root, master.clone(), files, clock, ahead, is_dirsync));
     let weak = Arc::downgrade(&fs);
     master.on_session_lost(move || {
         if let Some(fs) = weak.upgrade() {
@@ -205,9 +205,9 @@ fn start(
         vfs: config.vfs_options.clone(),
         workers: config.workers,
     };
-    let fuse = FuseSession::start(Arc::clone(&fs), Arc::clone(&pool), mount_point, &options, metrics)
+    let fuse = FuseSession::start(Arc::clone(&fs), pools.clone(), mount_point, &options, metrics)
         .map_err(MountError::Kernel)?;
-    Ok((fuse, fs, pool))
+    Ok((fuse, fs, pools))
 }
 
 fn serve_http(config: &MountConfig, metrics: &Metrics) -> Result<(tokio::runtime::Runtime, SocketAddr), MountError> {
@@ -233,7 +233,7 @@ impl Mounted {
     /// [`MountError::Session`]; [`MountError::Flush`].
     pub fn wait(self) -> Result<(), MountError> {
         let served = self.fuse.wait().map_err(MountError::Session);
-        self.pool.close();
+        self.pools.close();
         let flushed = self.fs.shut_down().map_err(MountError::Flush);
         self.runtime.shutdown_background();
         served.and(flushed)

@@ -21,8 +21,8 @@ use prometheus::IntGauge;
 
 use super::convert::{device, file_attr, file_type, kind_of_mode, time_change};
 use super::gate::Gate;
-use super::ops::{Op, OpMetrics};
-use crate::fs::elastic_pool::ElasticPool;
+use super::ops::{Op, OpMetrics, WaitsFor};
+use super::wait_pools::WaitPools;
 use crate::fs::file::{HandleId, Whence};
 use crate::fs::{Caller, Entry, FileSystem, NewNode, OpenFile, Shown};
 use crate::metrics::Metrics;
@@ -41,7 +41,7 @@ pub struct Adapter {
 
 struct Shared {
     fs: Arc<FileSystem>,
-    pool: Arc<ElasticPool>,
+    pools: WaitPools,
     gate: Gate,
     ops: OpMetrics,
     waiting: IntGauge,
@@ -80,10 +80,10 @@ refuse!(
 
 impl Adapter {
     /// Returns the adapter of `fs` for a session of `workers` threads.
-    pub fn new(fs: Arc<FileSystem>, pool: Arc<ElasticPool>, workers: usize, metrics: &Metrics) -> Self {
+    pub fn new(fs: Arc<FileSystem>, pools: WaitPools, workers: usize, metrics: &Metrics) -> Self {
         let shared = Shared {
             fs,
-            pool,
+            pools,
             gate: Gate::new(workers.saturating_sub(2)),
             ops: OpMetrics::new(metrics),
             waiting: metrics.waiting_requests.clone(),
@@ -116,7 +116,7 @@ impl Adapter {
         }
         let shared = Arc::clone(&self.shared);
         self.shared.waiting.inc();
-        self.shared.pool.spawn(move || {
+        self.shared.pools.of(op.waits_for()).spawn(move || {
             shared.carry_out(op, begun, reply, call, answer);
             shared.waiting.dec();
         });
@@ -556,7 +556,7 @@ impl Filesystem for Adapter {
         self.serve_at_once(Op::Release, reply, |_| Ok(()), |_, reply, ()| reply.ok());
         if self.shared.fs.data().has_dirty(handle) {
             let shared = Arc::clone(&self.shared);
-            self.shared.pool.spawn(move || shared.fs.release(inode, handle, may_have_written));
+            self.shared.pools.of(WaitsFor::Room).spawn(move || shared.fs.release(inode, handle, may_have_written));
         } else {
             self.shared.fs.release(inode, handle, may_have_written);
         }
@@ -790,7 +790,7 @@ impl Adapter {
         }
         let shared = Arc::clone(&self.shared);
         self.shared.waiting.inc();
-        self.shared.pool.spawn(move || {
+        self.shared.pools.of(WaitsFor::Master).spawn(move || {
             list(&shared);
             shared.waiting.dec();
         });

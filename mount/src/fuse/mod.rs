@@ -27,10 +27,11 @@
 //!   /dev/fuse ──▶ worker (several, a cloned descriptor each)
 //!                   │ known here ──────────────────────────▶ answers
 //!                   │ gate open (at most workers - 2 inside) ▶ asks, waits, answers
-//!                   └ gate shut ──▶ elastic pool ──────────▶ asks, waits, answers
+//!                   └ gate shut ──▶ wait pools ────────────▶ asks, waits, answers
 //! ```
 //!
-//! So two workers at least are free at all times, however many calls wait for a server that is away.
+//! So two workers at least are free at all times, however many calls wait for a server that is away; and calls that wait
+//! for one kind of server never keep those waiting that need another (`wait_pools`).
 
 #![allow(clippy::disallowed_methods, reason = "a shell: it owns threads and clocks")]
 
@@ -40,6 +41,9 @@ mod gate;
 mod mount_point;
 mod ops;
 mod session;
+mod wait_pools;
 
 pub use mount_point::{MountPoint, MountPointError};
+pub use ops::WaitsFor;
 pub use session::{FuseSession, FuseUnmounter, SessionOptions, VfsOption, path_text};
+pub use wait_pools::WaitPools;

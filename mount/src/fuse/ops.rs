@@ -34,6 +34,55 @@ ops! {
     CopyFileRange => "copy_file_range",
 }
 
+/// What a call that takes long is waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// The master.
+    Master,
+    /// Data from chunk servers.
+    Data,
+    /// That what was written gets to chunk servers, and makes room.
+    Room,
+}
+
+impl Op {
+    /// Returns what the operation waits for, if it has to wait.
+    pub fn waits_for(self) -> WaitsFor {
+        match self {
+            Self::Read | Self::Lseek => WaitsFor::Data,
+            // A change of attributes first pushes what was written before it.
+            Self::Write
+            | Self::Flush
+            | Self::Release
+            | Self::Fsync
+            | Self::Fallocate
+            | Self::CopyFileRange
+            | Self::SetAttr => WaitsFor::Room,
+            Self::Lookup
+            | Self::GetAttr
+            | Self::ReadLink
+            | Self::Mknod
+            | Self::Mkdir
+            | Self::Symlink
+            | Self::Unlink
+            | Self::Rmdir
+            | Self::Rename
+            | Self::Link
+            | Self::Open
+            | Self::Create
+            | Self::OpenDir
+            | Self::ReadDir
+            | Self::ReadDirPlus
+            | Self::FsyncDir
+            | Self::StatFs
+            | Self::SetXattr
+            | Self::GetXattr
+            | Self::ListXattr
+            | Self::RemoveXattr => WaitsFor::Master,
+        }
+    }
+}
+
 /// The metrics of each operation.
 pub struct OpMetrics {
     by_op: Vec<(IntCounter, Histogram)>,

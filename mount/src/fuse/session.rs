@@ -14,8 +14,8 @@ use nix::mount::{MntFlags, umount2};
 
 use super::adapter::Adapter;
 use super::mount_point::{FS_TYPE, MountPoint};
+use super::wait_pools::WaitPools;
 use crate::fs::FileSystem;
-use crate::fs::elastic_pool::ElasticPool;
 use crate::metrics::Metrics;
 
 /// How far the kernel reads ahead, in KiB: as much as one request carries. Its own default is 128.
@@ -137,14 +137,14 @@ impl FuseSession {
     /// Whatever the kernel or fusermount3 says.
     pub fn start(
         fs: Arc<FileSystem>,
-        pool: Arc<ElasticPool>,
+        pools: WaitPools,
         mount_point: &MountPoint,
         options: &SessionOptions,
         metrics: &Metrics,
     ) -> io::Result<Self> {
         check_device()?;
         let workers = options.workers.max(3);
-        let adapter = Adapter::new(fs, pool, workers, metrics);
+        let adapter = Adapter::new(fs, pools, workers, metrics);
         let mut config = Config::default();
         config.mount_options = mount_options(options, nix::unistd::geteuid().is_root());
         config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };

@@ -14,11 +14,13 @@ use parking_lot::Mutex;
 
 use super::convert::missing;
 use super::location::Location;
+use super::retry::Policy;
+use super::silence::Silences;
 use crate::metrics::Metrics;
 
 /// A server that does not take a connection within this is left: another primary may be there already.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A server itself waits 10 s for its secondaries; past this it is not going to answer.
+/// A server itself waits 10 s for its secondaries; past this it is not going to answer. Less if calls may take less.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Connections kept open to one server while nobody uses them.
 const IDLE_MAX: usize = 16;
@@ -41,14 +43,26 @@ pub struct ChunkClient {
     identity: Identity,
     client: u64,
     next_number: AtomicU64,
+    answer_timeout: Duration,
     idle: Mutex<BTreeMap<Arc<str>, Vec<Connection>>>,
+    silences: Silences,
     metrics: Arc<Metrics>,
 }
 
 impl ChunkClient {
-    /// Returns a client without connections, of a mount in `cluster`.
-    pub fn new(cluster: ClusterId, boot: BootSession, session: SessionId, metrics: Arc<Metrics>) -> Self {
+    /// Returns a client without connections, of a mount in `cluster` whose calls wait as `policy` says.
+    pub fn new(
+        cluster: ClusterId,
+        boot: BootSession,
+        session: SessionId,
+        policy: Policy,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let answer_timeout =
+            policy.left_ms(0).map_or(ANSWER_TIMEOUT, |ms| Duration::from_millis(ms).min(ANSWER_TIMEOUT));
         Self {
+            answer_timeout,
+            silences: Silences::default(),
             identity: Identity { cluster: Some(cluster), role: pb::Role::Mount, node: NodeId(0), boot, session },
             client: random_u64(),
             next_number: AtomicU64::new(1),
@@ -160,36 +174,48 @@ impl ChunkClient {
         let unreachable = |error: WireError| {
             FsError::NoReplica(format!("chunk server {} at {}: {error}", primary.node, primary.address))
         };
+        let Some(pass) = self.silences.enter(&primary.address) else {
+            return Err(unreachable(WireError::TimedOut));
+        };
         self.metrics.data_round_trips.inc();
-        let (mut connection, mut is_reused) = match self.take_idle(&primary.address) {
-            Some(connection) => (connection, true),
-            None => (self.dial(&primary.address).map_err(unreachable)?, false),
-        };
-        let (reply, bytes) = loop {
-            let deadline = Some(Instant::now() + ANSWER_TIMEOUT);
-            let outcome = connection.call::<pb::DataReply>(
-                FrameKind::DataRequest,
-                FrameKind::DataReply,
-                &request,
-                payload,
-                deadline,
-            );
-            match outcome {
-                Ok(answer) => break answer,
-                // An idle connection dies unseen when its server restarts. Requests may be repeated: numbers see to it.
-                Err(WireError::Closed | WireError::Io(_)) if is_reused => {
-                    self.idle.lock().remove(&primary.address);
-                    connection = self.dial(&primary.address).map_err(unreachable)?;
-                    is_reused = false;
-                }
-                Err(error) => return Err(unreachable(error)),
-            }
-        };
-        self.give_back(&primary.address, connection);
+        let outcome = self.exchange(&primary.address, &request, payload);
+        match &outcome {
+            Err(WireError::TimedOut) => pass.silent(),
+            _ => pass.heard(),
+        }
+        let (reply, bytes) = outcome.map_err(unreachable)?;
         if let Some(failure) = reply.failure {
             return Err(failure.into());
         }
         Ok((reply.body.ok_or_else(|| missing("body"))?, bytes))
+    }
+
+    fn exchange(
+        &self,
+        address: &Arc<str>,
+        request: &pb::DataRequest,
+        payload: &[u8],
+    ) -> Result<(pb::DataReply, Bytes), WireError> {
+        let (mut connection, mut is_reused) = match self.take_idle(address) {
+            Some(connection) => (connection, true),
+            None => (self.dial(address)?, false),
+        };
+        loop {
+            let deadline = Some(Instant::now() + self.answer_timeout);
+            match connection.call(FrameKind::DataRequest, FrameKind::DataReply, request, payload, deadline) {
+                Ok(answer) => {
+                    self.give_back(address, connection);
+                    return Ok(answer);
+                }
+                // An idle connection dies unseen when its server restarts. Requests may be repeated: numbers see to it.
+                Err(WireError::Closed | WireError::Io(_)) if is_reused => {
+                    self.idle.lock().remove(address);
+                    connection = self.dial(address)?;
+                    is_reused = false;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     fn take_idle(&self, address: &Arc<str>) -> Option<Connection> {

@@ -203,7 +203,7 @@ impl MasterClient {
     /// [`FsError::Protocol`] if the master has not said which cluster this is.
     pub fn chunk_client(&self, metrics: Arc<Metrics>) -> Result<ChunkClient, FsError> {
         let cluster = self.session.cluster().ok_or_else(|| missing("cluster id"))?;
-        Ok(ChunkClient::new(cluster, self.session.boot(), self.session.id(), metrics))
+        Ok(ChunkClient::new(cluster, self.session.boot(), self.session.id(), self.session.policy(), metrics))
     }
 
     /// Returns the session's id.

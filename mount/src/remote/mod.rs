@@ -16,6 +16,7 @@ mod location;
 mod master;
 pub mod retry;
 mod session;
+mod silence;
 
 pub use chunk::{ChunkClient, ReadData};
 pub use location::{Location, Replica};

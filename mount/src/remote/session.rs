@@ -229,6 +229,10 @@ impl Session {
         self.state.lock().cluster
     }
 
+    pub(super) fn policy(&self) -> Policy {
+        self.config.policy
+    }
+
     pub(super) fn boot(&self) -> BootSession {
         self.boot
     }
