@@ -337,7 +337,7 @@ impl Owner {
                 &cluster,
                 &self.unsettled,
                 self.ids,
-                (self.spans.reclaim_delay_ms * 1_000_000) as i64,
+                i64::try_from(self.spans.reclaim_delay_ms.saturating_mul(1_000_000)).unwrap_or(i64::MAX),
                 self.counters,
                 replay,
             );
