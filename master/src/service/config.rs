@@ -70,7 +70,8 @@ pub struct Deadlines {
 impl Default for Deadlines {
     fn default() -> Self {
         Self {
-            cut: Duration::from_secs(10),
+            // A mount that waits 10 s for an answer asks again.
+            cut: Duration::from_secs(8),
             cut_wait: Duration::from_secs(5),
             hello: Duration::from_secs(5),
             idle: Duration::from_secs(600),

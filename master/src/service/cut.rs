@@ -96,7 +96,7 @@ fn deliver(
             grant: location.grant,
             body: Some(body.clone()),
         };
-        match shared.data.call(&address, &request, payload) {
+        match shared.data.call(&address, &request, payload, deadline) {
             Ok(_) => Ok(()),
             Err(CallFailed { error, may_still_run }) => {
                 earlier = if may_still_run { Earlier::MayStillRun } else { Earlier::Nothing };

@@ -9,7 +9,6 @@ use dfs_proto::{BootSession, ClusterId, FsError, NodeId, SessionId};
 use parking_lot::Mutex;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle connections kept for one address.
 const IDLE_MAX: usize = 4;
 
@@ -35,7 +34,7 @@ impl DataPlane {
         Self { identity, idle: Mutex::default() }
     }
 
-    /// Makes one call to the chunk server at `address`.
+    /// Makes one call to the chunk server at `address`, to be answered by `deadline`.
     ///
     /// # Errors
     ///
@@ -45,6 +44,7 @@ impl DataPlane {
         address: &str,
         request: &pb::DataRequest,
         payload: &[u8],
+        deadline: Instant,
     ) -> Result<(pb::DataReply, Bytes), CallFailed> {
         let unreachable = |error: &dyn std::fmt::Display, may_still_run| CallFailed {
             error: FsError::NoReplica(format!("{address}: {error}")),
@@ -55,9 +55,8 @@ impl DataPlane {
             Some(connection) => connection,
             None => self.dial(address).map_err(|error| unreachable(&error, false))?,
         };
-        let deadline = Some(Instant::now() + CALL_TIMEOUT);
         let (reply, payload): (pb::DataReply, Bytes) = connection
-            .call(FrameKind::DataRequest, FrameKind::DataReply, request, payload, deadline)
+            .call(FrameKind::DataRequest, FrameKind::DataReply, request, payload, Some(deadline))
             .map_err(|error| unreachable(&error, true))?;
         let mut idle = self.idle.lock();
         let pool = idle.entry(address.to_owned()).or_default();

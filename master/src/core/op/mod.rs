@@ -45,7 +45,7 @@ use super::outcome::{Body, OpenChange, Outcome};
 use super::request::{Call, Request};
 use super::view::{Stop, View};
 
-/// A truncate of the file has yet to zero the rest of a chunk: the caller waits for that and asks again.
+/// A truncate or punch of the file has yet to zero or drop chunks: the caller waits for that and asks again.
 pub const CUT_PENDING: FsError = FsError::TryAgain("a truncate is being finished");
 /// The file has to leave its inline content before it can get this size: the caller sees to it and asks again.
 pub const MUST_LEAVE_INLINE: FsError = FsError::Stale("the file must leave its inline content first");
