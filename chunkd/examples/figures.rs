@@ -14,7 +14,6 @@ mod master;
 use std::time::Instant;
 
 use dfs_proto::wire::Connection;
-use dfs_proto::wire::pb::{self, data_request};
 
 use crate::harness::{Chunk, Cluster, pattern};
 
@@ -39,12 +38,15 @@ impl Run<'_> {
 
     fn write(&mut self, offset: u32, data: &[u8]) {
         self.number += 1;
-        let request = self.chunk.write_request(offset, data, self.number);
-        self.chunk.ask_on(&mut self.connection, request, data).unwrap();
+        self.chunk.write_on(&mut self.connection, offset, data, self.number);
     }
 
-    fn ask(&mut self, body: data_request::Body) {
-        self.chunk.ask_on(&mut self.connection, body, &[]).unwrap();
+    fn read(&mut self, offset: u32, length: u32) {
+        self.chunk.read_on(&mut self.connection, offset, length);
+    }
+
+    fn barrier(&mut self) {
+        self.chunk.barrier_on(&mut self.connection);
     }
 }
 
@@ -56,20 +58,18 @@ fn main() {
     let unit = &whole[..4096];
     run.write(0, &whole);
     run.line("write-4k", 3_000, |run, round| run.write(round % 256 * 4096, unit));
-    run.line("read-4k", 3_000, |run, round| {
-        run.ask(data_request::Body::Read(pb::Read { offset: round % 256 * 4096, length: 4096 }));
-    });
+    run.line("read-4k", 3_000, |run, round| run.read(round % 256 * 4096, 4096));
     run.line("write-1m", 200, |run, _| run.write(0, &whole));
-    run.line("read-1m", 200, |run, _| run.ask(data_request::Body::Read(pb::Read { offset: 0, length: 1 << 20 })));
+    run.line("read-1m", 200, |run, _| run.read(0, 1 << 20));
     run.line("overwrite-4k-barrier", 300, |run, round| {
         run.write(round % 256 * 4096, unit);
-        run.ask(data_request::Body::Barrier(pb::Barrier {}));
+        run.barrier();
     });
-    run.line("barrier-alone", 300, |run, _| run.ask(data_request::Body::Barrier(pb::Barrier {})));
+    run.line("barrier-alone", 300, |run, _| run.barrier());
     run.chunk = cluster.chunk(2);
     run.line("append-4k-barrier", 250, |run, round| {
         run.write(round * 4096, unit);
-        run.ask(data_request::Body::Barrier(pb::Barrier {}));
+        run.barrier();
     });
     run.line("first-write-of-a-chunk", 300, |run, round| {
         run.chunk = cluster.chunk(100 + u64::from(round));
@@ -78,6 +78,6 @@ fn main() {
     run.line("first-write-of-a-chunk-and-barrier", 100, |run, round| {
         run.chunk = cluster.chunk(1_000 + u64::from(round));
         run.write(0, unit);
-        run.ask(data_request::Body::Barrier(pb::Barrier {}));
+        run.barrier();
     });
 }

@@ -184,6 +184,18 @@ impl Chunk<'_> {
         self.try_write(offset, data, number).unwrap()
     }
 
+    pub fn write_on(&self, connection: &mut Connection, offset: u32, data: &[u8], number: u64) {
+        self.ask_on(connection, self.write_request(offset, data, number), data).unwrap();
+    }
+
+    pub fn read_on(&self, connection: &mut Connection, offset: u32, length: u32) -> Bytes {
+        self.ask_on(connection, data_request::Body::Read(pb::Read { offset, length }), &[]).unwrap().1
+    }
+
+    pub fn barrier_on(&self, connection: &mut Connection) {
+        self.ask_on(connection, data_request::Body::Barrier(pb::Barrier {}), &[]).unwrap();
+    }
+
     pub fn zero(&self, offset: u32, length: u32, number: u64) {
         let zero = pb::Zero { offset, length, client: self.client, number };
         self.ask(data_request::Body::Zero(zero), &[]).unwrap();

@@ -1,7 +1,5 @@
 //! More replicas than may be open.
 
-use dfs_proto::wire::pb::{self, data_request};
-
 use crate::harness::{Cluster, UNIT};
 
 #[test]
@@ -17,11 +15,10 @@ fn more_chunks_than_may_be_open_are_served_under_load() {
                     for at in 0..40u64 {
                         let chunk = cluster.chunk(writer * 100 + at + 1);
                         let data = [round + 1; UNIT as usize];
-                        let request = chunk.write_request(u32::from(round) * UNIT, &data, u64::from(round) + 1);
-                        chunk.ask_on(&mut connection, request, &data).unwrap();
-                        // Repeated after the replica may have been closed and opened: the same bytes.
-                        let read = pb::Read { offset: u32::from(round) * UNIT, length: UNIT };
-                        let (_, payload) = chunk.ask_on(&mut connection, data_request::Body::Read(read), &[]).unwrap();
+                        let offset = u32::from(round) * UNIT;
+                        chunk.write_on(&mut connection, offset, &data, u64::from(round) + 1);
+                        // The replica may have been closed and opened since.
+                        let payload = chunk.read_on(&mut connection, offset, UNIT);
                         assert_eq!(payload, data[..]);
                     }
                 }
