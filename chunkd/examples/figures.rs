@@ -46,7 +46,7 @@ impl Run<'_> {
     }
 
     fn barrier(&mut self) {
-        self.chunk.barrier_on(&mut self.connection);
+        self.chunk.barrier_on(&mut self.connection).unwrap();
     }
 }
 

@@ -192,8 +192,8 @@ impl Chunk<'_> {
         self.ask_on(connection, data_request::Body::Read(pb::Read { offset, length }), &[]).unwrap().1
     }
 
-    pub fn barrier_on(&self, connection: &mut Connection) {
-        self.ask_on(connection, data_request::Body::Barrier(pb::Barrier {}), &[]).unwrap();
+    pub fn barrier_on(&self, connection: &mut Connection) -> Result<(), FsError> {
+        self.ask_on(connection, data_request::Body::Barrier(pb::Barrier {}), &[]).map(|_| ())
     }
 
     pub fn zero(&self, offset: u32, length: u32, number: u64) {
@@ -219,7 +219,7 @@ impl Chunk<'_> {
     }
 
     pub fn barrier(&self) -> Result<(), FsError> {
-        self.ask(data_request::Body::Barrier(pb::Barrier {}), &[]).map(|_| ())
+        self.barrier_on(&mut self.connect())
     }
 
     pub fn extents(&self) -> Vec<(u32, u32)> {
