@@ -17,6 +17,9 @@ use super::{Frame, FrameHeader, FrameKind, HEADER_BYTES, WireError};
 /// Small frames, header to payload, come in with one system call.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
 
+/// A receive timeout at least this long is left armed for calls that may wait longer.
+const KEPT_TIMEOUT_MIN: Duration = Duration::from_secs(2);
+
 /// One TCP connection that carries frames.
 #[derive(Debug)]
 pub struct Connection {
@@ -154,11 +157,13 @@ impl Connection {
                 _ => return Err(WireError::TimedOut),
             },
         };
-        // Setting the option is a system call: a timeout that is near enough is left as it is.
+        // Setting the option is a system call. A timeout that is armed already may be shorter than what is asked for: the
+        // readers wait again until the deadline. Only one so short that it would wake them all the time is replaced.
         let same = match (timeout, self.read_timeout) {
             (None, None) => true,
-            (Some(new), Some(set)) => set <= new && new - set < new / 4,
-            _ => false,
+            (Some(new), Some(set)) => set <= new && (set >= KEPT_TIMEOUT_MIN || new - set < new / 4),
+            (None, Some(set)) => set >= KEPT_TIMEOUT_MIN,
+            (Some(_), None) => false,
         };
         if !same {
             self.reader.get_ref().set_read_timeout(timeout)?;
@@ -178,8 +183,8 @@ impl Connection {
                 Ok(0) => return Err(WireError::Malformed("connection closed inside a frame".into())),
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                // The armed timeout may be a little shorter than the deadline.
-                Err(error) if is_timeout(&error) && deadline.is_some_and(|at| at > now()) => {}
+                // The armed timeout may be shorter than the deadline.
+                Err(error) if is_timeout(&error) && deadline.is_none_or(|at| at > now()) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -200,7 +205,7 @@ impl Connection {
                     return Err(WireError::Malformed("connection closed inside a frame".into()));
                 }
                 Ok(_) => {}
-                Err(error) if is_timeout(&error) && deadline.is_some_and(|at| at > now()) => {}
+                Err(error) if is_timeout(&error) && deadline.is_none_or(|at| at > now()) => {}
                 Err(error) => return Err(error.into()),
             }
         }
