@@ -6,7 +6,7 @@ use dfs_proto::{FsError, InodeId, Kind, Name};
 use super::attr::Attr;
 use super::attr_cache::Shown;
 use super::caller::Caller;
-use super::file::{FileTable, HandleId, OpenOptions};
+use super::file::{FileTable, HandleId, OpenOptions, Unwritten};
 use super::filesystem::FileSystem;
 use crate::remote::{AttrChange, Make, TimeChange};
 
@@ -76,7 +76,7 @@ impl FileSystem {
 
     /// Ends a handle of `inode`: what is buffered goes out first.
     pub fn release(&self, inode: InodeId, handle: HandleId, may_have_written: bool) {
-        let has_dirty = self.files.has_dirty(handle);
+        let has_dirty = self.files.unwritten(handle) != Unwritten::Nothing;
         if may_have_written {
             // What the master said before the writes must not come to light again once the data path forgets the file.
             self.attrs.correct(inode, |attr| self.files.overlay(attr));

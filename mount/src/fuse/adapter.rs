@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
@@ -17,13 +16,13 @@ use fuser::{
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use prometheus::IntGauge;
 
 use super::convert::{device, file_attr, file_type, kind_of_mode, time_change};
+use super::dispatch::Shared;
 use super::gate::Gate;
 use super::ops::{Op, OpMetrics, WaitsFor};
 use super::wait_pools::WaitPools;
-use crate::fs::file::{HandleId, Whence};
+use crate::fs::file::{HandleId, Unwritten, Whence};
 use crate::fs::{Caller, Entry, FileSystem, NewNode, OpenFile, Shown};
 use crate::metrics::Metrics;
 use crate::remote::AttrChange;
@@ -36,47 +35,8 @@ const MAX_BACKGROUND: u16 = 64;
 
 /// The file system as fuser sees it.
 pub struct Adapter {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
-
-struct Shared {
-    fs: Arc<FileSystem>,
-    pools: WaitPools,
-    gate: Gate,
-    ops: OpMetrics,
-    waiting: IntGauge,
-    /// There once the session is; the kernel sends nothing before that which needs it.
-    notifier: OnceLock<Notifier>,
-}
-
-/// A reply that can also be an error.
-trait Refuse: Send + 'static {
-    fn refuse(self, errno: Errno);
-}
-
-macro_rules! refuse {
-    ($($reply:ty),*) => {
-        $(impl Refuse for $reply {
-            fn refuse(self, errno: Errno) {
-                self.error(errno);
-            }
-        })*
-    };
-}
-refuse!(
-    ReplyAttr,
-    ReplyCreate,
-    ReplyData,
-    ReplyDirectory,
-    ReplyDirectoryPlus,
-    ReplyEmpty,
-    ReplyEntry,
-    ReplyLseek,
-    ReplyOpen,
-    ReplyStatfs,
-    ReplyWrite,
-    ReplyXattr
-);
 
 impl Adapter {
     /// Returns the adapter of `fs` for a session of `workers` threads.
@@ -101,38 +61,6 @@ impl Adapter {
         }
     }
 
-    /// Carries a call out that may wait for the network, here if the gate is open, else on the pool.
-    fn serve<T, R: Refuse>(
-        &self,
-        op: Op,
-        reply: R,
-        call: impl FnOnce(&FileSystem) -> Result<T, FsError> + Send + 'static,
-        answer: impl FnOnce(&Shared, R, T) + Send + 'static,
-    ) {
-        let begun = Instant::now();
-        if let Some(_pass) = self.shared.gate.enter() {
-            self.shared.carry_out(op, begun, reply, call, answer);
-            return;
-        }
-        let shared = Arc::clone(&self.shared);
-        self.shared.waiting.inc();
-        self.shared.pools.of(op.waits_for()).spawn(move || {
-            shared.carry_out(op, begun, reply, call, answer);
-            shared.waiting.dec();
-        });
-    }
-
-    /// Carries a call out that waits for nobody.
-    fn serve_at_once<T, R: Refuse>(
-        &self,
-        op: Op,
-        reply: R,
-        call: impl FnOnce(&FileSystem) -> Result<T, FsError>,
-        answer: impl FnOnce(&Shared, R, T),
-    ) {
-        self.shared.carry_out(op, Instant::now(), reply, call, answer);
-    }
-
     /// Returns the inode behind the kernel's number for it: 1 is what is mounted, the root or not.
     fn inode(&self, node: INodeNo) -> InodeId {
         if node == INodeNo::ROOT { self.shared.fs.root() } else { InodeId(node.0) }
@@ -151,36 +79,6 @@ impl Shared {
             && error.raw_os_error() != Some(libc::ENOENT)
         {
             tracing::debug!(?node, %error, "the kernel did not take an invalidation");
-        }
-    }
-
-    fn carry_out<T, R: Refuse>(
-        &self,
-        op: Op,
-        begun: Instant,
-        reply: R,
-        call: impl FnOnce(&FileSystem) -> Result<T, FsError>,
-        answer: impl FnOnce(&Self, R, T),
-    ) {
-        // A worker that dies of one request would leave fewer for all others, and one day none.
-        let result = catch_unwind(AssertUnwindSafe(|| call(&self.fs))).unwrap_or_else(|_| {
-            tracing::error!(?op, "a bug: the call panicked; it fails with EIO");
-            Err(FsError::Io("a bug in the mount".into()))
-        });
-        match result {
-            Ok(value) => {
-                // Counted before it is answered: who asks for the metrics after the call sees the call.
-                self.ops.count(op, begun, None);
-                answer(self, reply, value);
-            }
-            Err(error) => {
-                let errno = error.errno();
-                self.ops.count(op, begun, Some(errno));
-                if errno == libc::EIO {
-                    tracing::warn!(?op, %error, "a call fails with EIO");
-                }
-                reply.refuse(Errno::from_i32(errno));
-            }
         }
     }
 
@@ -354,8 +252,14 @@ impl Filesystem for Adapter {
             mtime: time_change(mtime),
             clear_suid_sgid: false,
         };
-        self.serve(
+        // What is buffered is pushed first.
+        let waits_for = match self.shared.fs.data().unwritten_of(inode) {
+            Unwritten::Chunks => WaitsFor::Room,
+            Unwritten::Nothing | Unwritten::Inline => WaitsFor::Master,
+        };
+        self.serve_waiting(
             Op::SetAttr,
+            waits_for,
             reply,
             move |fs| fs.set_attr(caller, inode, change),
             |shared, reply, shown| {
@@ -538,7 +442,13 @@ impl Filesystem for Adapter {
 
     fn flush(&self, _request: &Request, _node: INodeNo, handle: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
         let handle = HandleId(handle.0);
-        self.serve(Op::Flush, reply, move |fs| fs.data().flush(handle), |_, reply, ()| reply.ok());
+        let call = move |fs: &FileSystem| fs.data().flush(handle);
+        let answer = |_: &Shared, reply: ReplyEmpty, ()| reply.ok();
+        match self.shared.fs.data().unwritten(handle) {
+            Unwritten::Nothing => self.serve_at_once(Op::Flush, reply, call, answer),
+            Unwritten::Inline => self.serve_waiting(Op::Flush, WaitsFor::Master, reply, call, answer),
+            Unwritten::Chunks => self.serve(Op::Flush, reply, call, answer),
+        }
     }
 
     fn release(
@@ -554,7 +464,7 @@ impl Filesystem for Adapter {
         let (inode, handle, may_have_written) = (self.inode(node), HandleId(handle.0), may_write(flags.0));
         // Nobody is told how it ends: no reason to let anybody wait for it.
         self.serve_at_once(Op::Release, reply, |_| Ok(()), |_, reply, ()| reply.ok());
-        if self.shared.fs.data().has_dirty(handle) {
+        if self.shared.fs.data().unwritten(handle) != Unwritten::Nothing {
             let shared = Arc::clone(&self.shared);
             self.shared.pools.of(WaitsFor::Room).spawn(move || shared.fs.release(inode, handle, may_have_written));
         } else {
@@ -778,21 +688,5 @@ impl Filesystem for Adapter {
     ) {
         // The kernel remembers this and takes files as always ready, which is right.
         reply.error(Errno::ENOSYS);
-    }
-}
-
-impl Adapter {
-    fn list(&self, is_ready: bool, list: impl FnOnce(&Shared) + Send + 'static) {
-        let pass = if is_ready { None } else { self.shared.gate.enter() };
-        if is_ready || pass.is_some() {
-            list(&self.shared);
-            return;
-        }
-        let shared = Arc::clone(&self.shared);
-        self.shared.waiting.inc();
-        self.shared.pools.of(WaitsFor::Master).spawn(move || {
-            list(&shared);
-            shared.waiting.dec();
-        });
     }
 }

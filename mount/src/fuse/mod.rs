@@ -37,6 +37,7 @@
 
 mod adapter;
 mod convert;
+mod dispatch;
 mod gate;
 mod mount_point;
 mod ops;

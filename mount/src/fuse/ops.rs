@@ -50,15 +50,11 @@ impl Op {
     pub fn waits_for(self) -> WaitsFor {
         match self {
             Self::Read | Self::Lseek => WaitsFor::Data,
-            // A change of attributes first pushes what was written before it.
-            Self::Write
-            | Self::Flush
-            | Self::Release
-            | Self::Fsync
-            | Self::Fallocate
-            | Self::CopyFileRange
-            | Self::SetAttr => WaitsFor::Room,
-            Self::Lookup
+            Self::Write | Self::Flush | Self::Release | Self::Fsync | Self::Fallocate | Self::CopyFileRange => {
+                WaitsFor::Room
+            }
+            Self::SetAttr
+            | Self::Lookup
             | Self::GetAttr
             | Self::ReadLink
             | Self::Mknod

@@ -28,7 +28,7 @@ mod unsynced;
 mod write;
 
 pub use backend::{Backend, Remote};
-pub use table::{FileSettings, FileTable, HandleId, OpenOptions, Whence};
+pub use table::{FileSettings, FileTable, HandleId, OpenOptions, Unwritten, Whence};
 
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ use super::budget::Budget;
 use super::kept::KeptPages;
 use super::pool::{PushPool, ReadPool};
 use super::push::Attempt;
-use super::table::{FileSettings, HandleId, OpenOptions};
+use super::table::{FileSettings, HandleId, OpenOptions, Unwritten};
 use super::unsynced::UnsyncedFiles;
 use crate::cache::{DirtyMap, Mark, RangeSet, ReadAhead, Ticket};
 use crate::fs::Attr;
@@ -217,9 +217,13 @@ impl FileState {
         }
     }
 
-    pub(super) fn has_dirty(&self) -> bool {
+    pub(super) fn unwritten(&self) -> Unwritten {
         let state = self.state.lock();
-        !state.is_clean()
+        match state.is_clean() {
+            true => Unwritten::Nothing,
+            false if state.layout.is_inline() => Unwritten::Inline,
+            false => Unwritten::Chunks,
+        }
     }
 
     /// Corrects attributes the master sent for what it does not know yet.

@@ -44,6 +44,17 @@ pub enum Whence {
     Hole,
 }
 
+/// What a file has still to write out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unwritten {
+    /// Nothing: the master and the chunk servers have all of it.
+    Nothing,
+    /// Inline content, for the master.
+    Inline,
+    /// Bytes for chunk servers, or what they have for the master.
+    Chunks,
+}
+
 /// Bounds of the data path.
 #[derive(Clone, Copy, Debug)]
 pub struct FileSettings {
@@ -199,9 +210,14 @@ impl FileTable {
         self.drop_if_unused(&file);
     }
 
-    /// Returns whether the file has something to push or commit, so that `flush`, `fsync` and `release` may wait.
-    pub fn has_dirty(&self, handle: HandleId) -> bool {
-        self.file(handle).is_ok_and(|file| file.has_dirty())
+    /// Returns what the file still has to write out, and so what `flush`, `fsync` and `release` wait for.
+    pub fn unwritten(&self, handle: HandleId) -> Unwritten {
+        self.file(handle).map_or(Unwritten::Nothing, |file| file.unwritten())
+    }
+
+    /// As [`Self::unwritten`], for a file that may be open or not.
+    pub fn unwritten_of(&self, inode: InodeId) -> Unwritten {
+        self.open_file(inode).map_or(Unwritten::Nothing, |file| file.unwritten())
     }
 
     /// Corrects attributes for buffered writes: size, mtime, ctime, the set-id bits, and whatever the file knows better
