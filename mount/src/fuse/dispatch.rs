@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use dfs_proto::FsError;
 use fuser::{
-    Errno, Notifier, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Errno, Notifier, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 use prometheus::IntGauge;
 
@@ -118,6 +118,8 @@ impl Adapter {
     }
 }
 
+impl Shared {
+    /// Carries a call out on this thread, counts it, and answers.
     pub(super) fn carry_out<T, R: Refuse>(
         &self,
         op: Op,
