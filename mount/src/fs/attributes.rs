@@ -109,6 +109,11 @@ impl FileSystem {
         self.after_change()
     }
 
+    /// Returns whether what is to be said of an extended attribute of this name is known without asking the master.
+    pub fn is_xattr_known(name: &[u8]) -> bool {
+        !matches!(Xattr::of(name), Ok(Xattr::Stored))
+    }
+
     /// Returns an extended attribute.
     ///
     /// # Errors

@@ -567,12 +567,13 @@ impl Filesystem for Adapter {
 
     fn getxattr(&self, request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let (caller, inode, name) = (caller(request), self.inode(node), bytes(name));
-        self.serve(
-            Op::GetXattr,
-            reply,
-            move |fs| fs.get_xattr(caller, inode, &name),
-            move |_, reply, value| xattr(reply, size, &value),
-        );
+        let is_known = FileSystem::is_xattr_known(&name);
+        let call = move |fs: &FileSystem| fs.get_xattr(caller, inode, &name);
+        let answer = move |_: &Shared, reply: ReplyXattr, value: Bytes| xattr(reply, size, &value);
+        match is_known {
+            true => self.serve_at_once(Op::GetXattr, reply, call, answer),
+            false => self.serve(Op::GetXattr, reply, call, answer),
+        }
     }
 
     fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {

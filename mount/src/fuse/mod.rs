@@ -10,7 +10,8 @@
 //! | `stat`, warm | 0 | 0 |
 //! | `stat`, cold | LOOKUP | 1 |
 //! | `open`, `close` of a file | LOOKUP, OPEN (FLUSH if it was opened for writing) | 0/1 + 1 |
-//! | create, write 4 KiB, `close` | LOOKUP, CREATE, WRITE, FLUSH | 1 + 1 + 0 + 1 |
+//! | create, write 4 KiB, `close` | LOOKUP, CREATE, GETXATTR, WRITE, FLUSH | 1 + 1 + 0 + 0 + 1 |
+//! | write 4 KiB, `fsync`, of a file in chunks | WRITE, FSYNC | 0 + 2, and 2 to the primary |
 //! | `mkdir`, `symlink`, `mknod` | LOOKUP, MKDIR … | 1 + 1 |
 //! | `unlink`, `rmdir` | LOOKUP, UNLINK … | 0/1 + 1 |
 //! | `rename` | 2 LOOKUP, RENAME | 0/1 + 1 + 1 |
@@ -18,8 +19,8 @@
 //!
 //! After each change in a directory the kernel asks for the directory's attributes again before it checks permissions in
 //! it. That GETATTR is answered from what is known here, brought up to date with the time the change was made at.
-//! RELEASE is answered before anything is done about it. Nothing is asked before a write, because
-//! `HANDLE_KILLPRIV_V2` is on: without it the kernel would ask for `security.capability` each time.
+//! RELEASE is answered before anything is done about it. Before the first write to an inode the kernel asks for its
+//! `security.capability`, which is answered here; `HANDLE_KILLPRIV_V2` keeps it from asking before each further one.
 //!
 //! # Threads
 //!

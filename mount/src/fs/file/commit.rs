@@ -2,6 +2,15 @@
 //!
 //! Coalesced: one at each flush, fsync and close, one when the oldest uncommitted byte is a second old, and one when a
 //! large file reaches a further chunk; never one a piece. Always under the file's `order` lock.
+//!
+//! # When other mounts cut the file meanwhile
+//!
+//! What is pushed and not committed can lose its chunk: another mount truncated or punched there, or emptied the file.
+//! The master refuses the commit, what is gone is struck off it, and the rest is committed. No error comes of that: to
+//! both mounts it is as if the write had come first and the cut after it. What had been committed or synced before goes
+//! only where the cut says so. Where the cut falls inside a chunk, the bytes behind it become zeros, and a commit that
+//! comes after it may extend the file over them: programs that write where another mount truncates need a lock of their
+//! own.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -41,7 +50,7 @@ impl FileState {
             if !self.push_all() {
                 return Ok(pushed_more);
             }
-            let order = self.order.lock();
+            let order = self.lock_order()?;
             if self.commit(&order)? == Committed::Done {
                 return Ok(pushed_more);
             }

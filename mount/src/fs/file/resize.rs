@@ -26,7 +26,7 @@ impl FileState {
         if size > FILE_BYTES_MAX {
             return Err(FsError::FileTooBig);
         }
-        let order = self.order.lock();
+        let order = self.lock_order()?;
         let _gate = self.gate(&order);
         let mut tries = 0;
         let (mut state, old_size, before, answer) = loop {
@@ -164,7 +164,7 @@ impl FileState {
 
     /// Makes the file at least `end` bytes long.
     fn extend(self: &Arc<Self>, end: u64) -> Result<(), FsError> {
-        let order = self.order.lock();
+        let order = self.lock_order()?;
         let _gate = self.gate(&order);
         self.extend_ordered(&order, end)
     }
@@ -189,7 +189,7 @@ impl FileState {
     /// Makes `[offset, end)` read as zeros: whole chunks and units become holes. The part past the end of the file
     /// does nothing unless `extends`.
     fn zero_range(self: &Arc<Self>, offset: u64, end: u64, extends: bool) -> Result<(), FsError> {
-        let order = self.order.lock();
+        let order = self.lock_order()?;
         let _gate = self.gate(&order);
         self.settle_ordered(&order)?;
         let (size, chunk_size) = {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use dfs_proto::env::Clock;
@@ -190,6 +191,26 @@ impl FileState {
             sync: Mutex::new(()),
             state: Mutex::new(state),
             changed: Condvar::new(),
+        }
+    }
+
+    /// Locks `order`, as [`Self::lock_within`].
+    pub(super) fn lock_order(&self) -> Result<MutexGuard<'_, ()>, FsError> {
+        self.lock_within(&self.order)
+    }
+
+    /// Takes a lock that is held across calls, unless those before us need all the time that the policy grants: many
+    /// who wait for a dead server fail together, not one after the other.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut`.
+    pub(super) fn lock_within<'a>(&self, lock: &'a Mutex<()>) -> Result<MutexGuard<'a, ()>, FsError> {
+        match self.shared.settings.policy.left_ms(0) {
+            None => Ok(lock.lock()),
+            Some(ms) => lock
+                .try_lock_for(Duration::from_millis(ms))
+                .ok_or(FsError::TimedOut("another call on the file does not come to an end")),
         }
     }
 

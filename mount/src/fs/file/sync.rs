@@ -19,18 +19,17 @@ const BARRIERS_AT_ONCE: usize = 8;
 impl FileState {
     pub(super) fn flush(self: &Arc<Self>, handle: HandleId) -> Result<(), FsError> {
         let wrote = self.state.lock().handles.get(&handle).is_some_and(|handle| handle.wrote);
-        if wrote {
-            // Failures are kept, and taken below.
-            let _ = self.settle();
-        }
-        self.take_error(handle)
+        let settled = if wrote { self.settle() } else { Ok(false) };
+        // What failed first is the better answer.
+        self.take_error(handle)?;
+        settled.map(drop)
     }
 
     /// Cost: the pushes; a barrier for each chunk; the commit and the master's sync. In this order, so that a size that
     /// is on stable media never covers bytes that are not.
     pub(super) fn fsync(self: &Arc<Self>, handle: HandleId) -> Result<(), FsError> {
         self.push_all();
-        let sync = self.sync.lock();
+        let sync = self.lock_within(&self.sync)?;
         let unsynced = std::mem::take(&mut self.state.lock().unsynced);
         let synced = self.barriers(&unsynced).and_then(|()| self.sync_master());
         drop(sync);

@@ -173,7 +173,7 @@ impl FileState {
 
     /// Drops the chunks of an inline file: somebody began to copy it into chunks and did not come to the end.
     fn drop_leftovers(&self) -> Result<(), FsError> {
-        let order = self.order.lock();
+        let order = self.lock_order()?;
         self.drop_leftovers_ordered(&order)
     }
 

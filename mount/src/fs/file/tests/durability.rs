@@ -83,6 +83,33 @@ fn an_fsync_waits_for_the_one_that_is_at_it() {
 }
 
 #[test]
+fn those_who_wait_behind_a_call_that_hangs_fail_in_time() {
+    let cluster = Cluster::new(1);
+    let inode = cluster.make().inode;
+    let mount = Mount::new(&cluster, FileSettings { policy: Policy::Soft { ms: 300 }, ..settings() });
+    let handles: Vec<HandleId> = (0..9).map(|_| mount.open(inode)).collect();
+    mount.write(handles[0], 0, &pattern(30_000, 1));
+    mount.table.flush(handles[0]).unwrap();
+    cluster.hold_barriers(true);
+    let begun = Instant::now();
+    let mount = &mount;
+    std::thread::scope(|scope| {
+        let calls: Vec<_> = handles
+            .iter()
+            .map(|&handle| scope.spawn(move || (mount.table.fsync(handle, false), begun.elapsed())))
+            .collect();
+        let deadline = begun + Duration::from_secs(5);
+        while calls.iter().filter(|call| call.is_finished()).count() < handles.len() - 1 && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        cluster.hold_barriers(false);
+        let outcomes: Vec<_> = calls.into_iter().map(|call| call.join().unwrap()).collect();
+        assert_eq!(outcomes.iter().filter(|(outcome, _)| outcome.is_ok()).count(), 1, "{outcomes:?}");
+        assert!(outcomes.iter().all(|(_, after)| *after < Duration::from_secs(3)), "{outcomes:?}");
+    });
+}
+
+#[test]
 fn a_size_is_not_told_before_the_bytes_below_it_are_on_stable_media() {
     let (mount, inode, handle) = mount();
     mount.write(handle, 0, &pattern(30_000, 1));
