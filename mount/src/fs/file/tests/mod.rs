@@ -519,6 +519,33 @@ fn a_truncate_notices_that_another_mount_made_the_file_inline() {
     assert_eq!(mount.read(handle, 0, 8), &b"inline\0\0"[..]);
 }
 
+/// Why a mount never zeroes the gap when it makes a file longer (docs/decisions/0006).
+#[test]
+fn what_one_mount_has_pushed_and_not_committed_survives_that_others_make_the_file_longer() {
+    let (mount, inode, handle) = mount();
+    mount.write(handle, 0, &pattern(20_000, 1));
+    mount.table.flush(handle).unwrap();
+    let writes = mount.cluster.counts().1;
+    mount.write(handle, 20_000, &pattern(10_000, 2));
+    mount.table.press();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while mount.cluster.counts().1 == writes {
+        assert!(std::time::Instant::now() < deadline, "it is never pushed");
+        std::thread::yield_now();
+    }
+    assert_eq!(mount.cluster.attr(inode).size, 20_000);
+    let other = Mount::new(&mount.cluster, settings());
+    let there = other.open(inode);
+    other.write(there, 40_000, b"further out");
+    other.table.flush(there).unwrap();
+    other.truncate(inode, 50_000);
+    mount.table.flush(handle).unwrap();
+    let third = Mount::new(&mount.cluster, settings());
+    let seen = third.read(third.open(inode), 0, 100_000);
+    assert_eq!(seen[20_000..30_000], pattern(10_000, 2));
+    assert_eq!((&seen[40_000..40_011], seen.len()), (&b"further out"[..], 50_000));
+}
+
 #[test]
 fn an_extension_of_an_empty_file_is_one_call() {
     let (mount, inode, handle) = mount();
