@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use super::convert::missing;
 use super::location::Location;
 use super::retry::Policy;
-use super::silence::Silences;
+use super::silence::{Pass, Silences};
 use crate::metrics::Metrics;
 
 /// A server that does not take a connection within this is left: another primary may be there already.
@@ -177,17 +177,39 @@ impl ChunkClient {
         let Some(pass) = self.silences.enter(&primary.address) else {
             return Err(unreachable(WireError::TimedOut));
         };
+        if pass.is_probe() {
+            self.check(&primary.address, &pass).map_err(unreachable)?;
+        }
         self.metrics.data_round_trips.inc();
         let outcome = self.exchange(&primary.address, &request, payload);
-        match &outcome {
-            Err(WireError::TimedOut) => pass.silent(),
-            _ => pass.heard(),
+        if matches!(outcome, Err(WireError::TimedOut)) {
+            // It may only be waiting for a server of this very chunk: others are not to suffer from that.
+            let _ = self.check(&primary.address, &pass);
         }
         let (reply, bytes) = outcome.map_err(unreachable)?;
         if let Some(failure) = reply.failure {
             return Err(failure.into());
         }
         Ok((reply.body.ok_or_else(|| missing("body"))?, bytes))
+    }
+
+    /// Finds out whether a server that was silent is there at all.
+    fn check(&self, address: &Arc<str>, pass: &Pass<'_>) -> Result<(), WireError> {
+        match self.dial(address) {
+            Ok(connection) => {
+                pass.heard();
+                self.give_back(address, connection);
+                Ok(())
+            }
+            Err(error) => {
+                match error {
+                    WireError::TimedOut => pass.silent(),
+                    // Its host says that nobody is there: that takes no time.
+                    _ => pass.heard(),
+                }
+                Err(error)
+            }
+        }
     }
 
     fn exchange(

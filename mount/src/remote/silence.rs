@@ -2,8 +2,9 @@
 //! fail at once, to be tried again: threads are not used up by waiting for the same silence.
 //!
 //! ```text
-//!           a call timed out                  a call was answered
-//!   heard ───────────────────▶ silent ─ probe ───────────────────▶ heard
+//!           a call timed out, and              hello was answered
+//!           so did a hello after it
+//!   heard ─────────────────────────▶ silent ─ probe ─────────────▶ heard
 //! ```
 
 use std::collections::BTreeMap;
@@ -43,6 +44,11 @@ impl Silences {
 }
 
 impl Pass<'_> {
+    /// Returns whether this is the call that finds out.
+    pub(super) fn is_probe(&self) -> bool {
+        self.is_probe
+    }
+
     /// The server is there: it answered, or its host refused the connection.
     pub(super) fn heard(&self) {
         self.silences.servers.lock().remove(&self.address);
