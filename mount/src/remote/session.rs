@@ -5,7 +5,7 @@
 //!              ▲            │ broken, silent, TryAgain
 //!              └────────────┘ same number, until the policy's deadline
 //!
-//!   new boot session in the hello: reclaim(opens) ─▶ replay(kept, by seq) ─▶ reclaim(last) ─▶ goes on
+//!   new boot session in the hello: reclaim(opens) ─▶ replay(in the ledger's order) ─▶ reclaim(last) ─▶ goes on
 //!   UnknownSession:                open another session, generation + 1, kept requests are lost
 //! ```
 //!
