@@ -17,6 +17,8 @@ esac
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin:/usr/sbin:/sbin"
 export CARGO_TERM_COLOR=never
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/dfs-test.XXXXXX")
+# Cases become other users, who must be able to come this far.
+chmod 755 "$scratch"
 export TMPDIR=$scratch
 failed=() report=() started=$SECONDS up=
 

@@ -99,13 +99,8 @@ fn ask_over_loopback(address: &str, thread: u64, files: u64, is_create: bool) {
     use dfs_proto::wire::pb::{self, meta_request::Body};
     use dfs_proto::wire::{FrameKind, Identity, connect, offer_hello};
     let mut connection = connect(address, Duration::from_secs(5)).expect("connects");
-    let own = Identity {
-        cluster: None,
-        role: pb::Role::Mount,
-        node: NodeId(0),
-        boot: BootSession(1),
-        session: SessionId(0),
-    };
+    let own =
+        Identity { cluster: None, role: pb::Role::Mount, node: NodeId(0), boot: BootSession(1), session: SessionId(0) };
     offer_hello(&mut connection, &own, pb::Role::Master, Instant::now() + Duration::from_secs(5)).expect("welcome");
     let client_id = dfs_proto::env::random_bytes::<16>().to_vec().into();
     let mut bodies = vec![Body::SessionOpen(pb::SessionOpen { client_id, ..Default::default() })];

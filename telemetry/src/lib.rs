@@ -12,6 +12,5 @@ pub use log::init_log;
 pub use prometheus;
 
 /// Upper bounds, in seconds, of the buckets of every latency histogram: from a cached answer to a deadline.
-pub const LATENCY_BUCKETS_SECONDS: [f64; 16] = [
-    0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0,
-];
+pub const LATENCY_BUCKETS_SECONDS: [f64; 16] =
+    [0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0];

@@ -270,9 +270,8 @@ mod tests {
             let payload = vec![size as u8; size];
             let head = pb::MetaRequest::default();
             let deadline = Some(now() + Duration::from_secs(10));
-            let (reply, back): (pb::MetaReply, _) = client
-                .call(FrameKind::MetaRequest, FrameKind::MetaReply, &head, &payload, deadline)
-                .expect("answered");
+            let (reply, back): (pb::MetaReply, _) =
+                client.call(FrameKind::MetaRequest, FrameKind::MetaReply, &head, &payload, deadline).expect("answered");
             assert_eq!((reply.seq as usize, back.len()), (size, size));
             assert_eq!(back, payload);
         }

@@ -36,11 +36,8 @@ impl Listener {
     {
         let listener = TcpListener::bind(address)?;
         let bound = listener.local_addr()?;
-        let shared = Arc::new(Shared {
-            stopping: AtomicBool::new(false),
-            open: Mutex::new(BTreeMap::new()),
-            connections_max,
-        });
+        let shared =
+            Arc::new(Shared { stopping: AtomicBool::new(false), open: Mutex::new(BTreeMap::new()), connections_max });
         let accepting = Arc::clone(&shared);
         let name = thread_name.to_owned();
         std::thread::Builder::new()
@@ -136,10 +133,9 @@ mod tests {
 
     #[test]
     fn the_bound_holds_and_stop_ends_everyone() {
-        let listener = Listener::start("127.0.0.1:0", 2, "test", |mut connection| {
-            while connection.recv(None).is_ok() {}
-        })
-        .expect("listens");
+        let listener =
+            Listener::start("127.0.0.1:0", 2, "test", |mut connection| while connection.recv(None).is_ok() {})
+                .expect("listens");
         let address = listener.address().to_string();
         let dial = || connect(&address, Duration::from_secs(5)).expect("connects");
         let (mut first, mut second) = (dial(), dial());
