@@ -128,6 +128,40 @@ impl FsError {
         }
     }
 
+    /// Returns the word for this kind of error, as metrics label it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::NoEntry => "no_entry",
+            Self::Exists => "exists",
+            Self::NotDirectory => "not_directory",
+            Self::IsDirectory => "is_directory",
+            Self::NotEmpty => "not_empty",
+            Self::IntoItself => "into_itself",
+            Self::Invalid(_) => "invalid",
+            Self::NameTooLong => "name_too_long",
+            Self::TooManyLinks => "too_many_links",
+            Self::NoSpace => "no_space",
+            Self::NoAttribute => "no_attribute",
+            Self::AttributeTooBig => "attribute_too_big",
+            Self::ReadOnly => "read_only",
+            Self::NotPermitted => "not_permitted",
+            Self::Denied => "denied",
+            Self::Stale(_) => "stale",
+            Self::FileTooBig => "file_too_big",
+            Self::NotSupported => "not_supported",
+            Self::Busy => "busy",
+            Self::TryAgain(_) => "try_again",
+            Self::UnknownSession => "unknown_session",
+            Self::SessionLost => "session_lost",
+            Self::TimedOut(_) => "timed_out",
+            Self::NoReplica(_) => "no_replica",
+            Self::Corrupt(_) => "corrupt",
+            Self::Io(_) => "io",
+            Self::Protocol(_) => "protocol",
+            Self::PastEnd => "past_end",
+        }
+    }
+
     /// Returns the number that stands for this kind of error on the wire.
     pub fn code(&self) -> u32 {
         match self {
@@ -224,5 +258,11 @@ mod tests {
             assert_eq!(error.code() as usize, at + 1, "{error}");
         }
         assert_eq!(FsError::from_wire(9_999, "new").errno(), libc::EIO);
+    }
+
+    #[test]
+    fn every_error_has_a_word_of_its_own() {
+        let words: std::collections::BTreeSet<_> = (1..=28).map(|code| FsError::from_wire(code, "x").word()).collect();
+        assert_eq!(words.len(), 28);
     }
 }

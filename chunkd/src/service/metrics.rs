@@ -107,7 +107,7 @@ impl Metrics {
         count.inc();
         seconds.observe(took.as_secs_f64());
         if let Some(error) = error {
-            self.errors.with_label_values(&[operation.word(), error_word(error)]).inc();
+            self.errors.with_label_values(&[operation.word(), error.word()]).inc();
         }
     }
 }
@@ -115,40 +115,6 @@ impl Metrics {
 fn add<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> C {
     registry.register(Box::new(collector.clone())).expect("each name is used once");
     collector
-}
-
-/// Returns the label for a kind of error.
-fn error_word(error: &FsError) -> &'static str {
-    match error {
-        FsError::NoEntry => "no_entry",
-        FsError::Exists => "exists",
-        FsError::NotDirectory => "not_directory",
-        FsError::IsDirectory => "is_directory",
-        FsError::NotEmpty => "not_empty",
-        FsError::IntoItself => "into_itself",
-        FsError::Invalid(_) => "invalid",
-        FsError::NameTooLong => "name_too_long",
-        FsError::TooManyLinks => "too_many_links",
-        FsError::NoSpace => "no_space",
-        FsError::NoAttribute => "no_attribute",
-        FsError::AttributeTooBig => "attribute_too_big",
-        FsError::ReadOnly => "read_only",
-        FsError::NotPermitted => "not_permitted",
-        FsError::Denied => "denied",
-        FsError::Stale(_) => "stale",
-        FsError::FileTooBig => "file_too_big",
-        FsError::NotSupported => "not_supported",
-        FsError::Busy => "busy",
-        FsError::TryAgain(_) => "try_again",
-        FsError::UnknownSession => "unknown_session",
-        FsError::SessionLost => "session_lost",
-        FsError::TimedOut(_) => "timed_out",
-        FsError::NoReplica(_) => "no_replica",
-        FsError::Corrupt(_) => "corrupt",
-        FsError::Io(_) => "io",
-        FsError::Protocol(_) => "protocol",
-        FsError::PastEnd => "past_end",
-    }
 }
 
 #[cfg(test)]
