@@ -33,25 +33,57 @@ pub(super) fn read(
         return Err(FsError::Invalid("a read above 1 MiB"));
     }
     let (first, end) = unit_range(request.offset, request.length, grant.chunk_size_log2)?;
+    let states = while_current(shared, replica, grant, (first, end), deadline, |active| {
+        let bytes = (end - first) as usize * UNIT_BYTES;
+        if buffer.len() < bytes {
+            buffer.resize(bytes, 0);
+        }
+        let content = &mut buffer[..bytes];
+        let reads = replica.open.file.read(first, end - first, content).map_err(store_failure)?;
+        let mut states = Vec::with_capacity(reads.len());
+        for (at, read) in reads.iter().enumerate() {
+            states.push(match read {
+                UnitRead::Good(state) => *state,
+                UnitRead::Bad => {
+                    let content = &mut content[at * UNIT_BYTES..(at + 1) * UNIT_BYTES];
+                    repair(shared, replica, active, first + at as u32, content, deadline)?
+                }
+            });
+        }
+        Ok(states)
+    })?;
+    Ok(answer(shared, request, first, &states, buffer))
+}
+
+/// Returns what `look` finds in the units `first..end` while no write of them is under way, and while this server was
+/// their primary from before until after it looked: else it looks again, until the deadline.
+fn while_current<T>(
+    shared: &Shared,
+    replica: &Replica,
+    grant: &Grant,
+    (first, end): (u32, u32),
+    deadline: Instant,
+    mut look: impl FnMut(&Active) -> Result<T, FsError>,
+) -> Result<T, FsError> {
     loop {
         let active = ensure_readable(shared, replica, grant, (first, end), deadline)?;
-        match attempt(shared, replica, &active, (first, end), buffer, deadline)? {
+        match attempt(shared, replica, &active, (first, end), deadline, &mut look)? {
             None if Instant::now() < deadline => {}
             None => return Err(FsError::TimedOut("the read")),
-            Some(states) => return Ok(answer(shared, request, first, &states, buffer)),
+            Some(found) => return Ok(found),
         }
     }
 }
 
 /// `None`: the activation ended meanwhile.
-fn attempt(
+fn attempt<T>(
     shared: &Shared,
     replica: &Replica,
     active: &Active,
     (first, end): (u32, u32),
-    buffer: &mut Vec<u8>,
     deadline: Instant,
-) -> Result<Option<Vec<UnitState>>, FsError> {
+    look: impl FnOnce(&Active) -> Result<T, FsError>,
+) -> Result<Option<T>, FsError> {
     let mut state = replica.lock();
     let ticket = match replica.enter(&mut state, active, (first, end), Access::Read, deadline) {
         Ok(ticket) => ticket,
@@ -60,22 +92,7 @@ fn attempt(
     };
     drop(state);
     let held = Held { replica, ticket, forget: None };
-    let bytes = (end - first) as usize * UNIT_BYTES;
-    if buffer.len() < bytes {
-        buffer.resize(bytes, 0);
-    }
-    let content = &mut buffer[..bytes];
-    let reads = replica.open.file.read(first, end - first, content).map_err(store_failure)?;
-    let mut states = Vec::with_capacity(reads.len());
-    for (at, read) in reads.iter().enumerate() {
-        states.push(match read {
-            UnitRead::Good(state) => *state,
-            UnitRead::Bad => {
-                let content = &mut content[at * UNIT_BYTES..(at + 1) * UNIT_BYTES];
-                repair(shared, replica, active, first + at as u32, content, deadline)?
-            }
-        });
-    }
+    let found = look(active)?;
     let is_current = {
         let state = replica.lock();
         state.may_read(active.activation) && state.is_resolved(first, end)
@@ -83,7 +100,7 @@ fn attempt(
     drop(held);
     shared.check_lease()?;
     check_disk(replica)?;
-    Ok(is_current.then_some(states))
+    Ok(is_current.then_some(found))
 }
 
 fn answer(
@@ -181,28 +198,9 @@ pub(super) fn extents(
     deadline: Instant,
 ) -> Result<pb::ExtentMap, FsError> {
     let (first, end) = unit_range(request.offset, request.length, grant.chunk_size_log2)?;
-    loop {
-        let active = ensure_readable(shared, replica, grant, (first, end), deadline)?;
-        let mut state = replica.lock();
-        let ticket = match replica.enter(&mut state, &active, (first, end), Access::Read, deadline) {
-            Ok(ticket) => ticket,
-            Err(_) if !state.may_read(active.activation) => continue,
-            Err(error) => return Err(error),
-        };
-        drop(state);
-        let held = Held { replica, ticket, forget: None };
-        let extents = replica.open.file.extents(first, end - first).map_err(store_failure)?;
-        let is_current = {
-            let state = replica.lock();
-            state.may_read(active.activation) && state.is_resolved(first, end)
-        };
-        drop(held);
-        shared.check_lease()?;
-        check_disk(replica)?;
-        if is_current {
-            let extent =
-                |(first, end): (u32, u32)| pb::Extent { offset: first * UNIT_SIZE, length: (end - first) * UNIT_SIZE };
-            return Ok(pb::ExtentMap { extents: extents.into_iter().map(extent).collect() });
-        }
-    }
+    let extents = while_current(shared, replica, grant, (first, end), deadline, |_| {
+        replica.open.file.extents(first, end - first).map_err(store_failure)
+    })?;
+    let extent = |(first, end): (u32, u32)| pb::Extent { offset: first * UNIT_SIZE, length: (end - first) * UNIT_SIZE };
+    Ok(pb::ExtentMap { extents: extents.into_iter().map(extent).collect() })
 }
