@@ -1,6 +1,6 @@
 //! The metrics of a mount, all of them.
 
-use dfs_telemetry::LATENCY_BUCKETS_SECONDS;
+use dfs_telemetry::{LATENCY_BUCKETS_SECONDS, registered};
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// Counters, gauges and histograms of one mount.
@@ -92,31 +92,21 @@ impl Default for Metrics {
     }
 }
 
-const NAMED: &str = "names are valid and distinct";
-
 fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
-    let metric = IntCounter::new(name, help).expect(NAMED);
-    registry.register(Box::new(metric.clone())).expect(NAMED);
-    metric
+    registered(registry, IntCounter::new(name, help))
 }
 
 fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    let metric = IntCounterVec::new(Opts::new(name, help), labels).expect(NAMED);
-    registry.register(Box::new(metric.clone())).expect(NAMED);
-    metric
+    registered(registry, IntCounterVec::new(Opts::new(name, help), labels))
 }
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
-    let metric = IntGauge::new(name, help).expect(NAMED);
-    registry.register(Box::new(metric.clone())).expect(NAMED);
-    metric
+    registered(registry, IntGauge::new(name, help))
 }
 
 fn histogram(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
     let options = HistogramOpts::new(name, help).buckets(LATENCY_BUCKETS_SECONDS.to_vec());
-    let metric = HistogramVec::new(options, labels).expect(NAMED);
-    registry.register(Box::new(metric.clone())).expect(NAMED);
-    metric
+    registered(registry, HistogramVec::new(options, labels))
 }
 
 #[cfg(test)]

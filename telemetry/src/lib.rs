@@ -5,10 +5,12 @@
 
 mod http;
 mod log;
+mod metric;
 
 pub use axum;
 pub use http::{Health, serve};
 pub use log::init_log;
+pub use metric::registered;
 pub use prometheus;
 
 /// Upper bounds, in seconds, of the buckets of every latency histogram: from a cached answer to a deadline.

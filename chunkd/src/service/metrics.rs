@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use dfs_proto::FsError;
-use dfs_telemetry::LATENCY_BUCKETS_SECONDS;
 use dfs_telemetry::prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    core::Collector, process_collector::ProcessCollector,
+    process_collector::ProcessCollector,
 };
+use dfs_telemetry::{LATENCY_BUCKETS_SECONDS, registered};
 
 /// What is asked of a chunk server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,18 +66,17 @@ impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
         registry.register(Box::new(ProcessCollector::for_self())).expect("its names are its own");
-        let counter = |name: &str, help: &str| add(&registry, IntCounter::new(name, help).expect("valid name"));
-        let gauge = |name: &str, help: &str| add(&registry, IntGauge::new(name, help).expect("valid name"));
-        let by_disk = |name: &str, help: &str| {
-            add(&registry, IntGaugeVec::new(Opts::new(name, help), &["disk"]).expect("valid name"))
-        };
+        let counter = |name: &str, help: &str| registered(&registry, IntCounter::new(name, help));
+        let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help));
+        let by_disk =
+            |name: &str, help: &str| registered(&registry, IntGaugeVec::new(Opts::new(name, help), &["disk"]));
         let buckets = || LATENCY_BUCKETS_SECONDS.to_vec();
-        let requests = add(
+        let requests = registered(
             &registry,
-            IntCounterVec::new(Opts::new("dfs_chunkd_requests_total", "Requests answered"), &["op"]).expect("valid"),
+            IntCounterVec::new(Opts::new("dfs_chunkd_requests_total", "Requests answered"), &["op"]),
         );
         let seconds = HistogramOpts::new("dfs_chunkd_request_seconds", "Time from request to answer");
-        let seconds = add(&registry, HistogramVec::new(seconds.buckets(buckets()), &["op"]).expect("valid"));
+        let seconds = registered(&registry, HistogramVec::new(seconds.buckets(buckets()), &["op"]));
         let errors = Opts::new("dfs_chunkd_request_errors_total", "Requests answered with an error");
         let sync_seconds = HistogramOpts::new("dfs_chunkd_sync_seconds", "Time of one fdatasync of a replica");
         Self {
@@ -85,7 +84,7 @@ impl Metrics {
                 .iter()
                 .map(|(_, word)| (requests.with_label_values(&[*word]), seconds.with_label_values(&[*word])))
                 .collect(),
-            errors: add(&registry, IntCounterVec::new(errors, &["op", "error"]).expect("valid")),
+            errors: registered(&registry, IntCounterVec::new(errors, &["op", "error"])),
             read_bytes: counter("dfs_chunkd_read_bytes_total", "Bytes served to mounts"),
             written_bytes: counter("dfs_chunkd_written_bytes_total", "Bytes taken from mounts"),
             replicas: gauge("dfs_chunkd_replicas", "Replicas on the disks"),
@@ -94,7 +93,7 @@ impl Metrics {
             disk_failed: by_disk("dfs_chunkd_disk_failed", "1 if the disk failed and is not used"),
             corrupt_units: counter("dfs_chunkd_corrupt_units_total", "Units found damaged"),
             repaired_units: counter("dfs_chunkd_repaired_units_total", "Units repaired from another replica"),
-            sync_seconds: add(&registry, Histogram::with_opts(sync_seconds.buckets(buckets())).expect("valid")),
+            sync_seconds: registered(&registry, Histogram::with_opts(sync_seconds.buckets(buckets()))),
             lease_valid: gauge("dfs_chunkd_lease_valid", "1 while the node lease runs"),
             activations: counter("dfs_chunkd_activations_total", "Times a replica became the active primary"),
             registry,
@@ -110,11 +109,6 @@ impl Metrics {
             self.errors.with_label_values(&[operation.word(), error.word()]).inc();
         }
     }
-}
-
-fn add<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> C {
-    registry.register(Box::new(collector.clone())).expect("each name is used once");
-    collector
 }
 
 #[cfg(test)]

@@ -7,9 +7,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use dfs_proto::{FsError, NodeId};
-use dfs_telemetry::LATENCY_BUCKETS_SECONDS;
+use dfs_telemetry::{LATENCY_BUCKETS_SECONDS, registered};
 use parking_lot::Mutex;
-use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -279,12 +278,6 @@ impl MasterMetrics {
 
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: prometheus::Result<C>) -> C {
-    let collector = collector.expect("the names and labels above are valid");
-    registry.register(Box::new(collector.clone())).expect("each name above is used once");
-    collector
 }
 
 fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
