@@ -10,7 +10,7 @@ use dfs_chunkd::store::header::Header;
 use dfs_chunkd::store::replica_store::ReplicaStore;
 use dfs_proto::{ChunkId, FsError, Version};
 
-use crate::harness::{CHUNK_SIZE_LOG2, Cluster, UNIT, http_get, pattern, wait_until};
+use crate::harness::{CHUNK_SIZE_LOG2, Cluster, UNIT, http_get, pattern, wait_for_ok, wait_until};
 use crate::mounts;
 
 fn two_disks(at: usize) -> Cluster {
@@ -177,7 +177,7 @@ fn a_member_whose_disk_others_filled_does_not_keep_readers_away() {
     assert_eq!(chunk.read(0, 10 * UNIT), pattern(1, 10 * UNIT as usize));
     drop(filled);
     fs::remove_file(&ballast).unwrap();
-    wait_until("room", || chunk.try_write(20 * UNIT, &[2; 4096], 2).is_ok());
+    wait_for_ok("room", || chunk.try_write(20 * UNIT, &[2; 4096], 2));
     assert_eq!(chunk.read(20 * UNIT, UNIT), [2; 4096]);
     chunk.assert_replicas_are_equal();
 }

@@ -254,10 +254,21 @@ pub fn pattern(seed: u8, length: usize) -> Vec<u8> {
     (0..length).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed) | 1).collect()
 }
 
+/// How long a condition may take to come true, on a busy machine too.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !condition() {
-        assert!(Instant::now() < deadline, "no {what} within 10 s");
+    wait_for_ok(what, || condition().then_some(()).ok_or("not yet"));
+}
+
+/// Tries until there is no error, and tells the last one if that takes too long.
+pub fn wait_for_ok<T, E: std::fmt::Debug>(what: &str, attempt: impl Fn() -> Result<T, E>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match attempt() {
+            Ok(value) => return value,
+            Err(error) => assert!(Instant::now() < deadline, "no {what} within {PATIENCE:?}: {error:?}"),
+        }
         std::thread::sleep(Duration::from_millis(2));
     }
 }

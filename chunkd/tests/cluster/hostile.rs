@@ -133,7 +133,7 @@ fn arbitrary_requests_of_mounts_and_peers_panic_nobody_and_the_chunk_is_served_a
     });
     assert_eq!(panics.load(Ordering::SeqCst), 0);
     let data = pattern(1, 3 * UNIT as usize);
-    crate::harness::wait_until("service", || chunk.try_write(0, &data, 1 << 50).is_ok());
+    crate::harness::wait_for_ok("service", || chunk.try_write(0, &data, 1 << 50));
     assert_eq!(chunk.read(0, 3 * UNIT), data);
     let other = cluster.chunk(2);
     other.write(0, &data, 1);

@@ -11,7 +11,7 @@ use dfs_proto::wire::pb::{self, data_reply, data_request};
 use dfs_proto::wire::{Connection, FrameKind, Identity, connect, offer_hello};
 use dfs_proto::{BootSession, FsError, NodeId, SessionId};
 
-use crate::harness::{Chunk, Cluster, UNIT, wait_until};
+use crate::harness::{Chunk, Cluster, UNIT, wait_for_ok, wait_until};
 use crate::master::CLUSTER;
 
 const DATA: &str = "DFS_TEST_CHUNKD_DATA";
@@ -126,8 +126,15 @@ fn try_write(
     })
 }
 
+/// How often all writers together have tried, and how often they were told that it is done.
+#[derive(Default)]
+struct Progress {
+    tried: AtomicU64,
+    acknowledged: AtomicU64,
+}
+
 /// Overwrites runs of its own units until told to stop, without a pause and without a retry of what failed.
-fn overwrite(chunk: &Chunk<'_>, writer: u32, units: &[Unit], rounds: &AtomicU64, stop: &AtomicBool) {
+fn overwrite(chunk: &Chunk<'_>, writer: u32, units: &[Unit], progress: &Progress, stop: &AtomicBool) {
     let mut connection = None;
     let mut step = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -139,7 +146,7 @@ fn overwrite(chunk: &Chunk<'_>, writer: u32, units: &[Unit], rounds: &AtomicU64,
             continue;
         };
         step += 1;
-        let round = rounds.fetch_add(1, Ordering::Relaxed) + 1;
+        let round = progress.tried.fetch_add(1, Ordering::Relaxed) + 1;
         let first = writer * UNITS_EACH + step * 13 % UNITS_EACH;
         let count = (1 + step * 7 % 50).min((writer + 1) * UNITS_EACH - first);
         let own = &units[first as usize..(first + count) as usize];
@@ -148,7 +155,10 @@ fn overwrite(chunk: &Chunk<'_>, writer: u32, units: &[Unit], rounds: &AtomicU64,
         }
         let data: Vec<u8> = (first..first + count).flat_map(|unit| content(unit, round)).collect();
         match try_write(chunk, open, first * UNIT, &data, round) {
-            Some(Ok(())) => own.iter().for_each(|unit| unit.acknowledged.store(round, Ordering::Relaxed)),
+            Some(Ok(())) => {
+                own.iter().for_each(|unit| unit.acknowledged.store(round, Ordering::Relaxed));
+                progress.acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
             Some(Err(_)) => {}
             None => connection = None,
         }
@@ -159,23 +169,26 @@ fn overwrite(chunk: &Chunk<'_>, writer: u32, units: &[Unit], rounds: &AtomicU64,
 fn no_acknowledged_write_is_lost_and_no_unit_unreadable_when_processes_are_killed_in_the_middle_of_overwrites() {
     let mut processes = Processes::start();
     let units: Vec<Unit> = (0..WRITERS * UNITS_EACH).map(|_| Unit::default()).collect();
-    let rounds = AtomicU64::new(0);
+    let progress = Progress::default();
     // The primary, a secondary, both secondaries, everyone; several times each, at various moments.
     let victims: [&[usize]; 6] = [&[0], &[0, 1, 2], &[1], &[0, 1, 2], &[1, 2], &[0, 1, 2]];
     for (turn, victims) in victims.iter().cycle().take(30).enumerate() {
-        let before = rounds.load(Ordering::Relaxed);
+        let before = progress.acknowledged.load(Ordering::Relaxed);
         let stop = AtomicBool::new(false);
         let children = &mut processes.children;
         let cluster = &processes.cluster;
         std::thread::scope(|scope| {
             for writer in 0..WRITERS {
-                let (units, rounds, stop) = (&units, &rounds, &stop);
+                let (units, progress, stop) = (&units, &progress, &stop);
                 let mut chunk = cluster.chunk(1);
                 chunk.may_create = turn == 0;
                 chunk.client = u64::from(writer) + 100;
-                scope.spawn(move || overwrite(&chunk, writer, units, rounds, stop));
+                scope.spawn(move || overwrite(&chunk, writer, units, progress, stop));
             }
-            wait_until("overwrites", || rounds.load(Ordering::Relaxed) > before + 150 + turn as u64 * 17);
+            // Counted by answers: while there is no lease yet, tries fail by the hundred, and the chunk must exist
+            // before `may_create` is taken back below.
+            let enough = before + 150 + turn as u64 * 17;
+            wait_until("overwrites", || progress.acknowledged.load(Ordering::Relaxed) > enough);
             for at in *victims {
                 children[*at].as_mut().unwrap().kill().unwrap();
             }
@@ -189,7 +202,7 @@ fn no_acknowledged_write_is_lost_and_no_unit_unreadable_when_processes_are_kille
         }
         let mut chunk = processes.cluster.chunk(1);
         chunk.may_create = false;
-        wait_until("service", || chunk.try_read(0, UNIT).is_ok());
+        wait_for_ok("service", || chunk.try_read(0, UNIT));
         for (unit, known) in (0..).zip(&units) {
             let data = chunk.read(unit * UNIT, UNIT);
             let found = u64::from_le_bytes(data[..8].try_into().unwrap());

@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 
 use dfs_proto::FsError;
 
-use crate::harness::{Cluster, UNIT, pattern, wait_until};
+use crate::harness::{Cluster, UNIT, pattern, wait_for_ok};
 
 const DATA_OFFSET: u64 = 1 << 20;
 
@@ -156,7 +156,7 @@ fn a_write_waits_for_a_secondary_that_restarts() {
     assert!(matches!(&error, FsError::NoReplica(reason) if reason.contains("node 2")), "{error}");
     cluster.restart(1);
     let chunk = cluster.chunk(6);
-    wait_until("the write", || chunk.try_write(0, &[2; 10], 2).is_ok());
+    wait_for_ok("the write", || chunk.try_write(0, &[2; 10], 2));
     assert_eq!(chunk.read(0, 10), [2; 10]);
     chunk.assert_replicas_are_equal();
 }
@@ -174,7 +174,7 @@ fn reads_go_on_without_a_secondary() {
     assert!(matches!(chunk.try_read(0, 10), Err(FsError::NoReplica(_))), "that write may be lost yet");
     cluster.restart(2);
     let chunk = cluster.chunk(7);
-    wait_until("the read", || chunk.try_read(0, 10).is_ok());
+    wait_for_ok("the read", || chunk.try_read(0, 10));
     let seen = chunk.read(0, 10);
     assert_eq!(seen, [3; 10], "all members have it now");
     chunk.write(0, &[4; 10], 4);

@@ -3,7 +3,7 @@
 use dfs_proto::FsError;
 use dfs_proto::wire::pb::{self, data_request};
 
-use crate::harness::{CHUNK_SIZE_LOG2, Cluster, UNIT, pattern, wait_until};
+use crate::harness::{CHUNK_SIZE_LOG2, Cluster, UNIT, pattern, wait_for_ok, wait_until};
 
 #[test]
 fn what_is_written_is_read_and_lies_on_all_three_servers() {
@@ -168,7 +168,7 @@ fn without_a_lease_nothing_is_served() {
     wait_until("end of the lease", || matches!(chunk.try_read(0, 10), Err(FsError::TryAgain(_))));
     assert!(matches!(chunk.try_write(0, &[2; 10], 2), Err(FsError::TryAgain(_))));
     cluster.master.state.lock().unwrap().is_deaf = false;
-    wait_until("a new lease", || chunk.try_read(0, 10).is_ok());
+    wait_for_ok("a new lease", || chunk.try_read(0, 10));
     assert_eq!(chunk.read(0, 10), [1; 10]);
 }
 
@@ -178,7 +178,7 @@ fn a_master_that_forgot_its_servers_gets_them_back() {
     cluster.master.state.lock().unwrap().nodes.values_mut().for_each(|node| node.boot = 0);
     wait_until("registration again", || cluster.master.state.lock().unwrap().nodes.values().all(|node| node.boot != 0));
     let chunk = cluster.chunk(9);
-    wait_until("service", || chunk.try_write(0, &[1; 10], 1).is_ok());
+    wait_for_ok("service", || chunk.try_write(0, &[1; 10], 1));
 }
 
 #[test]
