@@ -147,6 +147,11 @@ impl ChunkServer {
         if is_synced && self.listener.connections() == 0 {
             self.shared.store.close_clean();
         }
+        // Threads of connections let go of the store a moment after their connections are counted as ended. Whoever
+        // starts a server on these directories next must not find them locked.
+        while Arc::strong_count(&self.shared) > 1 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
