@@ -1,6 +1,8 @@
 """truncate(2), ftruncate(2), O_TRUNC"""
 import errno
 import os
+import shutil
+import subprocess
 
 from support import as_user, fails, later, opened, read, write
 
@@ -42,6 +44,29 @@ def case_o_trunc(d):
     write(f"{d}/f", b"a" * 100_000)
     with opened(f"{d}/f", os.O_RDWR) as old, opened(f"{d}/f", os.O_WRONLY | os.O_TRUNC):
         assert os.fstat(old).st_size == 0 and os.pread(old, 10, 0) == b""
+
+
+def case_o_trunc_of_a_running_program(d):
+    """ETXTBSY, with or without the right to write asked for, and the program stays whole (open(2))."""
+    shutil.copy(shutil.which("sleep"), f"{d}/f")
+    size = os.stat(f"{d}/f").st_size
+    with subprocess.Popen([f"{d}/f", "100"]) as program:
+        for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR):
+            with fails(errno.ETXTBSY):
+                os.open(f"{d}/f", flags | os.O_TRUNC)
+            assert os.stat(f"{d}/f").st_size == size, flags
+        program.kill()
+
+
+def case_o_trunc_sets_times(d):
+    """Even if the file was empty; and the set-user-id bit goes if an ordinary user does it."""
+    write(f"{d}/f")
+    f = later(f"{d}/f")
+    os.close(os.open(f"{d}/f", os.O_WRONLY | os.O_TRUNC))
+    assert f() == (True, True)
+    write(f"{d}/g", b"a" * 10), os.chmod(f"{d}/g", 0o4777), os.chmod(d, 0o755)
+    assert as_user(lambda: os.close(os.open(f"{d}/g", os.O_WRONLY | os.O_TRUNC))) == 0
+    assert os.stat(f"{d}/g").st_mode & 0o7777 == 0o777 and os.stat(f"{d}/g").st_size == 0
 
 
 def case_times(d):

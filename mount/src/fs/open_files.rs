@@ -8,7 +8,7 @@ use super::attr_cache::Shown;
 use super::caller::Caller;
 use super::file::{FileTable, HandleId, OpenOptions, Unwritten};
 use super::filesystem::FileSystem;
-use crate::remote::{AttrChange, Make, TimeChange};
+use crate::remote::Make;
 
 /// A file that was opened.
 #[derive(Clone, Copy, Debug)]
@@ -20,18 +20,18 @@ pub struct OpenFile {
 }
 
 impl FileSystem {
-    /// Opens a regular file; `flags` as in open(2), O_TRUNC among them.
+    /// Opens a regular file; `flags` as in open(2), without O_TRUNC: the kernel truncates by a call of its own.
     ///
     /// # Errors
     ///
-    /// `NoEntry` if it is gone; those of truncation.
+    /// `NoEntry` if it is gone.
     pub fn open(&self, caller: Caller, inode: InodeId, flags: i32) -> Result<OpenFile, FsError> {
         let may_write = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let (asked, mark) = (self.now(), self.attrs.mark());
         let opened = self.master.open(caller, inode, may_write)?;
         self.attrs.learn(&opened.attr, mark, asked);
         let content = opened.attr.is_inline.then_some(opened.content);
-        self.enter(caller, &opened.attr, content, flags)
+        Ok(self.enter(&opened.attr, content, flags))
     }
 
     /// Makes a regular file and opens it.
@@ -70,7 +70,7 @@ impl FileSystem {
             self.master.release(made.attr.inode);
             return Err(error);
         }
-        let open = self.enter(caller, &made.attr, Some(Bytes::new()), flags & !libc::O_TRUNC)?;
+        let open = self.enter(&made.attr, Some(Bytes::new()), flags);
         Ok((self.shown(made.attr, asked), open))
     }
 
@@ -94,17 +94,9 @@ impl FileSystem {
         &self.files
     }
 
-    fn enter(&self, caller: Caller, attr: &Attr, content: Option<Bytes>, flags: i32) -> Result<OpenFile, FsError> {
+    fn enter(&self, attr: &Attr, content: Option<Bytes>, flags: i32) -> OpenFile {
         let options = OpenOptions { append: flags & libc::O_APPEND != 0, direct: flags & libc::O_DIRECT != 0 };
         let (handle, keep_cache) = self.files.open(attr, content, options);
-        if flags & libc::O_TRUNC != 0 {
-            // Unlike truncate(2), it sets the times even if the file was empty (open(2)).
-            let change = AttrChange { size: Some(0), mtime: TimeChange::Now, ..AttrChange::default() };
-            if let Err(error) = self.set_attr(caller, attr.inode, change) {
-                self.release(attr.inode, handle, true);
-                return Err(error);
-            }
-        }
-        Ok(OpenFile { handle, keep_cache })
+        OpenFile { handle, keep_cache }
     }
 }

@@ -177,8 +177,8 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-            // O_TRUNC comes with OPEN: one request, one step.
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            // Not FUSE_ATOMIC_O_TRUNC: the kernel would have the file emptied before it looks whether a program runs from
+            // it, and refuse (ETXTBSY) when it is too late. So O_TRUNC comes as a SETATTR of its own after OPEN.
             // `.` and `..` can be looked up, numbers are for ever: NFS servers and open_by_handle_at(2) may use them.
             InitFlags::FUSE_EXPORT_SUPPORT,
             // We drop set-id bits: by flag at writes, at truncation, at a change of owner. See `FileSystem::set_attr`.
