@@ -13,18 +13,22 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use dfs_tests::cluster::{Cluster, Server, with_cluster};
-use dfs_tests::workload::{self, Scale, pattern};
+use dfs_tests::workload::{self, Scale, Workload, pattern};
 use dfs_tests::{program, wait};
+
+/// Does all kinds of work in `directory`.
+fn write_all(directory: &Path) -> Result<Vec<Box<dyn Workload>>> {
+    let mut works = workload::all(Scale::Small);
+    works.iter_mut().try_for_each(|work| workload::write(&mut **work, directory))?;
+    Ok(works)
+}
 
 #[test]
 fn all_work_survives_kill_9_of_each_server_in_turn_and_of_all_at_once() {
     with_cluster(|cluster| {
         let mount = cluster.mount()?;
         let directory = cluster.dir(mount);
-        let mut works = workload::all(Scale::Small);
-        for work in &mut works {
-            workload::write(&mut **work, &directory)?;
-        }
+        let works = write_all(&directory)?;
         let servers = cluster.servers();
         let mut rounds: Vec<Vec<Server>> = servers.iter().map(|server| vec![*server]).collect();
         rounds.push(servers);
@@ -45,10 +49,7 @@ fn what_was_synced_survives_kill_9_of_everything_with_the_mount() {
     with_cluster(|cluster| {
         let mount = cluster.mount()?;
         let directory = cluster.dir(mount);
-        let mut works = workload::all(Scale::Small);
-        for work in &mut works {
-            workload::write(&mut **work, &directory)?;
-        }
+        let works = write_all(&directory)?;
         program::ok(Path::new("/"), "sync", ["-f".as_ref(), directory.as_os_str()], Duration::from_secs(60))?;
         cluster.kill_mount(mount)?;
         let servers = cluster.servers();

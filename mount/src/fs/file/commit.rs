@@ -22,7 +22,6 @@ use parking_lot::MutexGuard;
 
 use super::state::{FileState, Layout, State};
 use crate::cache::Ticket;
-use crate::fs::Attr;
 use crate::remote::CommitWrite;
 
 /// Commits refused in a row while other mounts drop what they name; then something else is wrong.
@@ -140,26 +139,41 @@ impl FileState {
 
     fn commit_chunked(&self, mut state: MutexGuard<'_, State>) -> Result<Committed, FsError> {
         let commit = self.take_commit(&mut state);
-        let sent = Sent::of(&state, &commit);
-        let before = self.change_begins(&mut state);
-        drop(state);
-        let answer = self.shared.backend.commit_write(commit);
-        let mut state = self.state.lock();
-        sent.put_back_if_failed(&mut state, &answer);
-        self.change_done(&mut state, before, answer.as_ref().ok());
-        match answer {
-            Ok(_) => {
-                sent.confirm(&mut state);
-                Ok(Committed::Done)
-            }
-            Err(error) => {
-                drop(state);
-                if matches!(error, FsError::Stale(_)) && self.drop_what_is_gone(&sent.written)? {
+        match self.send_chunks(state, commit) {
+            Ok(()) => Ok(Committed::Done),
+            Err((error, written)) => {
+                if matches!(error, FsError::Stale(_)) && self.drop_what_is_gone(&written)? {
                     return Ok(Committed::PushFirst);
                 }
                 self.commit_failed(&error);
                 Err(error)
             }
+        }
+    }
+
+    /// Sends the commit of what is in chunks, and notes what came of it. With an error come the chunks that it named.
+    fn send_chunks(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        commit: CommitWrite,
+    ) -> Result<(), (FsError, Vec<ChunkIndex>)> {
+        let (sent, leaves_inline) = (Sent::of(&state, &commit), commit.leave_inline);
+        let before = self.change_begins(&mut state);
+        drop(state);
+        let answer = self.shared.backend.commit_write(commit);
+        let mut state = self.state.lock();
+        match &answer {
+            Ok(_) if leaves_inline => state.layout = Layout::Chunked,
+            Ok(_) => {}
+            Err(_) => state.acked.extend(&sent.written),
+        }
+        self.change_done(&mut state, before, answer.as_ref().ok());
+        match answer {
+            Ok(_) => {
+                sent.confirm(&mut state);
+                Ok(())
+            }
+            Err(error) => Err((error, sent.written)),
         }
     }
 
@@ -195,29 +209,14 @@ impl FileState {
     fn commit_leave(&self, mut state: MutexGuard<'_, State>) -> Result<Committed, FsError> {
         let Layout::Leaving { version, .. } = state.layout else { unreachable!("the caller has looked") };
         let commit = CommitWrite { leave_inline: true, if_data_version: version, ..self.take_commit(&mut state) };
-        let sent = Sent::of(&state, &commit);
-        let before = self.change_begins(&mut state);
-        drop(state);
-        let answer = self.shared.backend.commit_write(commit);
-        let mut state = self.state.lock();
-        if answer.is_ok() {
-            state.layout = Layout::Chunked;
-        }
-        sent.put_back_if_failed(&mut state, &answer);
-        self.change_done(&mut state, before, answer.as_ref().ok());
-        match answer {
-            Ok(_) => {
-                sent.confirm(&mut state);
-                Ok(Committed::Done)
-            }
-            Err(FsError::Stale(_)) => {
-                drop(state);
+        match self.send_chunks(state, commit) {
+            Ok(()) => Ok(Committed::Done),
+            Err((FsError::Stale(_), _)) => {
                 self.merge_leaving().inspect_err(|error| self.commit_failed(error))?;
                 Ok(Committed::PushFirst)
             }
-            Err(error) => {
+            Err((error, _)) => {
                 // The content stays inline at the master: what is in the chunks is never seen.
-                drop(state);
                 self.commit_failed(&error);
                 self.drop_buffered(&mut self.state.lock());
                 Err(error)
@@ -390,12 +389,6 @@ impl Sent {
             all_pushed: commit.content.is_some() || state.dirty.is_empty(),
             kill_suid_sgid: commit.clear_suid_sgid,
             written: commit.written.clone(),
-        }
-    }
-
-    fn put_back_if_failed(&self, state: &mut State, answer: &Result<Attr, FsError>) {
-        if answer.is_err() {
-            state.acked.extend(&self.written);
         }
     }
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dfs_proto::limits::INLINE_BYTES_MAX;
-use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, Kind, NodeId, Seq, UnixNanos, Version, unit};
+use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, NodeId, Seq, UnixNanos, Version, unit};
 use parking_lot::{Condvar, Mutex};
 
 use crate::fs::Attr;
+use crate::fs::attr::tests::attr as empty_file;
 use crate::fs::file::Backend;
 use crate::remote::{Chunks, CommitWrite, InlineData, Location, ReadData, Replica};
 
@@ -175,25 +176,13 @@ impl Cluster {
         let inode = InodeId(inner.next_inode + 1);
         let time = UnixNanos(1_000);
         let attr = Attr {
-            inode,
-            kind: Kind::File,
-            mode: 0o644,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            size: 0,
-            rdev: 0,
             atime: time,
             mtime: time,
             ctime: time,
             btime: time,
-            data_version: 1,
-            chunks: 0,
-            is_inline: true,
-            parent: InodeId(0),
             chunk_size_log2: CHUNK_LOG2,
-            replicas: 3,
             seq: Seq(inner.seq),
+            ..empty_file(inode.0)
         };
         inner.files.insert(inode, File { attr: Some(attr), ..File::default() });
         attr
