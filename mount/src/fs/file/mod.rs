@@ -16,6 +16,7 @@ mod backend;
 mod budget;
 mod commit;
 mod kept;
+mod locations;
 mod pool;
 mod push;
 mod read;

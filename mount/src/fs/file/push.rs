@@ -154,7 +154,7 @@ impl FileState {
         self.shared
             .backend
             .write(&location, offset, data, &attempt.crcs, attempt.number)
-            .inspect_err(|_| self.state.lock().forget_location(&location))
+            .inspect_err(|_| self.state.lock().locations.forget(&location))
     }
 
     fn pushed(&self, attempt: &Attempt) {
@@ -251,10 +251,10 @@ impl FileState {
         loop {
             let epoch = {
                 let state = self.state.lock();
-                if let Some(location) = state.location(index) {
+                if let Some(location) = state.locations.get(index) {
                     return Ok(location);
                 }
-                state.locations_epoch
+                state.locations.epoch()
             };
             let chunks = self.shared.backend.allocate_chunks(self.inode, index, 1)?;
             let Some(location) = chunks.locations.into_iter().find(|location| location.index == index) else {
@@ -265,8 +265,8 @@ impl FileState {
             }
             let mut state = self.state.lock();
             self.note_attr_locked(&mut state, &chunks.attr);
-            if state.locations_epoch == epoch {
-                return Ok(state.remember_location(location));
+            if state.locations.epoch() == epoch {
+                return Ok(state.locations.remember(location));
             }
         }
     }

@@ -195,7 +195,7 @@ impl FileState {
             what,
             |_| {
                 let Some(location) = self.locate(index)? else { return Ok(None) };
-                call(&location).map(Some).inspect_err(|_| self.state.lock().forget_location(&location))
+                call(&location).map(Some).inspect_err(|_| self.state.lock().locations.forget(&location))
             },
             |error| self.shared.metrics.count_retry(error),
         )
@@ -206,7 +206,7 @@ impl FileState {
         loop {
             let (epoch, is_leaving) = {
                 let state = self.state.lock();
-                if let Some(location) = state.location(index) {
+                if let Some(location) = state.locations.get(index) {
                     return Ok(Some(location));
                 }
                 let is_leaving = match &state.layout {
@@ -214,7 +214,7 @@ impl FileState {
                     Layout::Leaving { .. } => true,
                     _ => false,
                 };
-                (state.locations_epoch, is_leaving)
+                (state.locations.epoch(), is_leaving)
             };
             let backend = &self.shared.backend;
             let chunks = if is_leaving {
@@ -226,14 +226,17 @@ impl FileState {
             };
             let mut state = self.state.lock();
             self.note_attr_locked(&mut state, &chunks.attr);
-            if state.locations_epoch == epoch {
-                for location in chunks.locations {
-                    // Holes are not kept: they fill up any moment.
-                    if !location.is_hole() {
-                        state.remember_location(location);
+            if state.locations.epoch() == epoch {
+                // The answer is what the reply says of the chunk: what is kept may have made room already.
+                let mut answer = None;
+                // Holes are not kept: they fill up any moment.
+                for location in chunks.locations.into_iter().filter(|location| !location.is_hole()) {
+                    let location = state.locations.remember(location);
+                    if location.index == index {
+                        answer = Some(location);
                     }
                 }
-                return Ok(state.location(index));
+                return Ok(answer);
             }
         }
     }

@@ -52,7 +52,7 @@ impl FileState {
         };
         if let Ok(attr) = &answer {
             let first_gone = u32::try_from(size.div_ceil(attr.chunk_size())).unwrap_or(u32::MAX);
-            state.forget_locations(ChunkIndex(first_gone));
+            state.locations.forget_from(ChunkIndex(first_gone));
             self.invalidate_ahead(&mut state, size.min(old_size), u64::MAX);
             let is_ours = attr.data_version <= before + 1;
             let content = match base {
@@ -255,7 +255,7 @@ impl FileState {
         let count_u32 = u32::try_from(count).unwrap_or(u32::MAX);
         let answer = self.shared.backend.punch_chunks(self.inode, ChunkIndex(first as u32), count_u32, wall);
         let mut state = self.state.lock();
-        state.forget_locations(ChunkIndex(first as u32));
+        state.locations.forget_from(ChunkIndex(first as u32));
         state.unsynced.retain(|&index| !(first..first + count).contains(&u64::from(index.0)));
         self.change_done(&mut state, before, answer.as_ref().ok());
         drop(state);

@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::backend::Backend;
 use super::budget::Budget;
 use super::kept::KeptPages;
+use super::locations::KnownLocations;
 use super::pool::{PushPool, ReadPool};
 use super::push::Attempt;
 use super::table::{FileSettings, HandleId, OpenOptions, Unwritten};
@@ -21,10 +22,7 @@ use super::unsynced::UnsyncedFiles;
 use crate::cache::{DirtyMap, Mark, RangeSet, ReadAhead, Ticket};
 use crate::fs::Attr;
 use crate::metrics::Metrics;
-use crate::remote::Location;
 
-/// Most locations kept of one file: 256 GiB of the default layout.
-const LOCATIONS_MAX: usize = 4096;
 /// Most bytes read ahead of all handles of a mount.
 const AHEAD_BYTES_MAX: u64 = 128 << 20;
 
@@ -137,9 +135,7 @@ pub(super) struct State {
     pub(super) writes: u64,
     /// Chunks that changed since the last fsync.
     pub(super) unsynced: BTreeSet<ChunkIndex>,
-    locations: BTreeMap<ChunkIndex, Arc<Location>>,
-    /// Rises whenever locations die, so that one that was looked up before is not taken in after.
-    pub(super) locations_epoch: u64,
+    pub(super) locations: KnownLocations,
     /// The last failure of a push or commit, and how many there were.
     pub(super) error: Option<FsError>,
     pub(super) errors: u64,
@@ -173,8 +169,7 @@ impl FileState {
             kill_suid_sgid: false,
             writes: 0,
             unsynced: shared.unsynced.take(attr.inode),
-            locations: BTreeMap::new(),
-            locations_epoch: 0,
+            locations: KnownLocations::default(),
             error: None,
             errors: 0,
             handles: BTreeMap::new(),
@@ -288,7 +283,7 @@ impl FileState {
 
     /// Somebody else changed the content: drops what is cached of the old one. What is dirty here stays, on top.
     pub(super) fn content_changed(&self, state: &mut State) {
-        state.forget_locations(ChunkIndex(0));
+        state.locations.forget_from(ChunkIndex(0));
         self.invalidate_ahead(state, 0, u64::MAX);
         let attr = state.attr;
         match &mut state.layout {
@@ -408,7 +403,7 @@ impl FileState {
         state.mtime = None;
         state.kill_suid_sgid = false;
         state.unsynced.clear();
-        state.forget_locations(ChunkIndex(0));
+        state.locations.forget_from(ChunkIndex(0));
         self.invalidate_ahead(state, 0, u64::MAX);
         state.layout = match state.layout {
             Layout::Chunked => Layout::Chunked,
@@ -511,33 +506,7 @@ impl State {
         }
         let reach = self.acked.last().map_or(0, |last| (u64::from(last.0) + 1) * self.attr.chunk_size());
         self.acked_end = self.acked_end.min(reach);
-        self.forget_locations(ChunkIndex(0));
-    }
-
-    pub(super) fn location(&self, index: ChunkIndex) -> Option<Arc<Location>> {
-        self.locations.get(&index).cloned()
-    }
-
-    pub(super) fn remember_location(&mut self, location: Location) -> Arc<Location> {
-        while self.locations.len() >= LOCATIONS_MAX {
-            self.locations.pop_first();
-        }
-        let location = Arc::new(location);
-        self.locations.insert(location.index, Arc::clone(&location));
-        location
-    }
-
-    /// Forgets a location that a server refused.
-    pub(super) fn forget_location(&mut self, wrong: &Location) {
-        if self.locations.get(&wrong.index).is_some_and(|kept| **kept == *wrong) {
-            self.locations.remove(&wrong.index);
-        }
-    }
-
-    /// Forgets the locations from `first` on: their chunks are gone.
-    pub(super) fn forget_locations(&mut self, first: ChunkIndex) {
-        self.locations.split_off(&first);
-        self.locations_epoch += 1;
+        self.locations.forget_from(ChunkIndex(0));
     }
 
     /// Returns what is dirty of the first 16 KiB.

@@ -197,7 +197,7 @@ impl FileState {
             *version = attr.data_version;
         }
         self.change_done(&mut state, before, answer.as_ref().ok());
-        state.forget_locations(ChunkIndex(0));
+        state.locations.forget_from(ChunkIndex(0));
         if answer.is_ok() {
             state.attr.chunks = 0;
         }

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod durability;
+mod locations;
 mod model;
 mod stress;
 
