@@ -327,7 +327,7 @@ impl Drop for Cluster {
             self.print_logs();
         }
         for (daemon, point) in &mut self.mounts {
-            if daemon.is_started() && daemon.signal(Signal::SIGTERM).is_ok() {
+            if daemon.signal(Signal::SIGTERM).is_ok() {
                 let _ = daemon.ended(Duration::from_secs(10));
             }
             if is_mounted(point) {

@@ -63,9 +63,9 @@ impl Daemon {
     ///
     /// # Errors
     ///
-    /// If it runs already, or cannot be started.
+    /// If it was started and not stopped since, or cannot be started.
     pub fn start(&mut self) -> Result<()> {
-        ensure!(self.child.is_none(), "{} runs already", self.name);
+        ensure!(self.child.is_none(), "{} is started already", self.name);
         if self.next.is_none() {
             self.prepare()?;
         }
@@ -75,23 +75,23 @@ impl Daemon {
         told.with_context(|| format!("starting {}", self.name))
     }
 
-    /// Fails if it has ended by itself.
+    /// Fails unless it runs.
     ///
     /// # Errors
     ///
-    /// How it ended, and the end of its log.
+    /// If it is not started; or, each time, how it ended by itself, and the end of its log.
     pub fn alive(&mut self) -> Result<()> {
         match self.child.as_mut().map(Child::try_wait).transpose()? {
             Some(None) => Ok(()),
+            // The child stays: a server that died is one that is missed, unlike one that was stopped.
             Some(Some(status)) => {
-                self.child = None;
                 bail!("{} has ended: {status}; its log ends with\n{}", self.name, self.log_tail(10))
             }
             None => bail!("{} is not running", self.name),
         }
     }
 
-    /// Returns whether it was started and not stopped since.
+    /// Returns whether it was started and not stopped since. It may have ended by itself: see [`Daemon::alive`].
     pub fn is_started(&self) -> bool {
         self.child.is_some()
     }
@@ -106,8 +106,10 @@ impl Daemon {
     /// # Errors
     ///
     /// If it is not running.
-    pub fn signal(&self, signal: Signal) -> Result<()> {
-        let child = self.child.as_ref().with_context(|| format!("{} is not running", self.name))?;
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        // The id of a process that has ended may be another one's by now.
+        self.alive()?;
+        let child = self.child.as_ref().context("it is alive")?;
         kill(Pid::from_raw(child.id().cast_signed()), signal).with_context(|| format!("{signal} to {}", self.name))
     }
 
@@ -117,7 +119,6 @@ impl Daemon {
     ///
     /// If it was not running.
     pub fn kill9(&mut self) -> Result<()> {
-        self.alive()?;
         self.signal(Signal::SIGKILL)?;
         self.ended(Duration::from_secs(20)).map(|_| ())
     }
@@ -128,7 +129,6 @@ impl Daemon {
     ///
     /// If it takes longer than `deadline` or does not end with success.
     pub fn stop(&mut self, deadline: Duration) -> Result<()> {
-        self.alive()?;
         self.signal(Signal::SIGTERM)?;
         let status = self.ended(deadline).with_context(|| format!("{} got SIGTERM", self.name))?;
         ensure!(status.success(), "{} ended with {status} after SIGTERM", self.name);
@@ -186,4 +186,27 @@ fn command_of(program: &OsStr) -> Command {
     }
     command.env("RUST_BACKTRACE", "1");
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_ended_by_itself_is_missed_each_time_it_is_asked_for() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let mut daemon = Daemon::new("short", directory.path(), Vec::new(), &[]);
+        daemon.child = Some(Command::new("true").spawn()?);
+        wait::until("it ended", Duration::from_secs(20), || {
+            ensure!(daemon.alive().is_err(), "it runs");
+            Ok(())
+        })?;
+        for _ in 0..2 {
+            let error = daemon.alive().unwrap_err().to_string();
+            assert!(daemon.is_started() && error.contains("short has ended: exit status: 0"), "{error}");
+            assert!(daemon.signal(Signal::SIGTERM).is_err() && daemon.start().is_err());
+        }
+        assert!(daemon.ended(Duration::ZERO)?.success() && !daemon.is_started());
+        Ok(())
+    }
 }
