@@ -246,6 +246,20 @@ impl<'a> View<'a> {
         self.find_dentry(parent, name)?.ok_or_else(|| FsError::NoEntry.into())
     }
 
+    /// Returns the inode that `names` lead to from `start`, one below the other; `start` itself if there are none.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::NotDirectory`], [`FsError::NoEntry`]; [`Stop::Read`].
+    pub fn walk(&self, start: InodeId, names: &[Name]) -> Result<InodeId, Stop> {
+        let mut at = start;
+        for name in names {
+            self.directory(at)?;
+            at = self.dentry(at, name)?.inode;
+        }
+        Ok(at)
+    }
+
     /// Returns the chunks with these indexes, in order; `None` for a hole.
     ///
     /// # Errors

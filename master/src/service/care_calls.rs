@@ -9,7 +9,7 @@ use super::owner::Owner;
 use crate::core::care::{ChunkFacts, CutIntent, NodeFacts, PurgeProgress, ReclaimEntry, SessionFacts};
 use crate::core::key::{Key, Range};
 use crate::core::op;
-use crate::core::outcome::{Body, Outcome};
+use crate::core::outcome::Outcome;
 use crate::core::record::{Chunk, Inode, Record, ZeroPart};
 
 /// Most chunks that are looked up among those handed out for deletion; above that the memory of them starts anew, and
@@ -58,27 +58,8 @@ impl Executor {
             owner.nodes_on_record.insert(facts.server_id, id);
             Ok((id, applied.durable_first))
         })?;
-        if durable_first.0 > 0 {
-            self.wait_durable(durable_first)?;
-        }
+        self.wait_first(durable_first)?;
         Ok(id)
-    }
-
-    /// Returns all chunk servers that ever registered, by id. For filling the node table at a start.
-    ///
-    /// # Errors
-    ///
-    /// [`FsError::Io`].
-    pub fn known_nodes(&self) -> Result<Vec<(NodeId, NodeFacts)>, FsError> {
-        self.with(|owner| {
-            let nodes = scan(owner, Range::nodes())?.into_iter();
-            Ok(nodes
-                .filter_map(|(key, record)| match (key, record) {
-                    (Key::Node(id), Record::Node(node)) => Some((id, node.facts.clone())),
-                    _ => None,
-                })
-                .collect())
-        })
     }
 
     /// Returns up to `limit` chunks whose replicas are due for deletion now. Later calls go on after them, and begin
@@ -217,11 +198,11 @@ impl Executor {
         let cut = cut.clone();
         self.with(move |owner| {
             let now = owner.clock.wall();
-            let found = std::cell::RefCell::new(CutStep::Done);
+            let mut step = CutStep::Done;
             owner.internal(|view| {
                 let Some(pending) = op::pending(view, &cut)? else { return Ok(Outcome::new(view)) };
                 if pending.drops.is_some() {
-                    *found.borrow_mut() = CutStep::Dropped;
+                    step = CutStep::Dropped;
                     return op::drop_more(view, now, &cut, op::DROPPED_AT_ONCE);
                 }
                 let Some(zero) = pending.zero else { return op::cut_done(view, &cut) };
@@ -229,10 +210,10 @@ impl Executor {
                     return op::cut_done(view, &cut);
                 };
                 let chunk_size_log2 = view.inode(cut.inode)?.chunk_size_log2;
-                *found.borrow_mut() = CutStep::Zero { zero, chunk_size_log2, chunk };
+                step = CutStep::Zero { zero, chunk_size_log2, chunk };
                 Ok(Outcome::new(view))
             })?;
-            Ok(found.into_inner())
+            Ok(step)
         })
     }
 
@@ -243,19 +224,15 @@ impl Executor {
     /// [`FsError::Io`].
     pub(super) fn raise_version(&self, inode: InodeId, index: ChunkIndex) -> Result<Option<Arc<Chunk>>, FsError> {
         let (chunk, durable_first) = self.with(move |owner| {
-            let applied = owner.internal(|view| op::raise_version(view, inode, index))?;
-            let found = std::cell::RefCell::new(None);
-            owner.internal(|view| {
-                if let Some(Record::Chunk(chunk)) = view.find(&Key::Chunk(inode, index))? {
-                    *found.borrow_mut() = Some(chunk);
-                }
-                Ok(Outcome::new(view))
+            let mut chunk = None;
+            let applied = owner.internal(|view| {
+                let (outcome, raised) = op::raise_version(view, inode, index)?;
+                chunk = raised;
+                Ok(outcome)
             })?;
-            Ok((found.into_inner(), applied.durable_first))
+            Ok((chunk, applied.durable_first))
         })?;
-        if durable_first.0 > 0 {
-            self.wait_durable(durable_first)?;
-        }
+        self.wait_first(durable_first)?;
         Ok(chunk)
     }
 
@@ -289,6 +266,11 @@ impl Executor {
         facts.unwrap_or_default()
     }
 
+    /// Returns how many sessions are open.
+    pub fn session_count(&self) -> usize {
+        self.with(|owner| Ok(owner.sessions.iter().count())).unwrap_or_default()
+    }
+
     /// Returns the inode at `path` (absolute from the root, symlinks not followed), or `inode` if the path is empty,
     /// with its first `chunks_max` chunks and whether there are more.
     ///
@@ -303,17 +285,12 @@ impl Executor {
             .collect::<Result<Vec<Name>, FsError>>()?;
         let start = if path.is_empty() { inode } else { InodeId::ROOT };
         self.with(move |owner| {
-            let found = std::cell::RefCell::new(None);
+            let mut found = None;
             owner.internal(|view| {
-                let mut at = start;
-                for name in &names {
-                    view.directory(at)?;
-                    at = view.dentry(at, name)?.inode;
-                }
-                *found.borrow_mut() = Some(view.inode(at)?);
-                Ok(Outcome::read(view, Body::Done))
+                found = Some(view.inode(view.walk(start, &names)?)?);
+                Ok(Outcome::new(view))
             })?;
-            let inode = found.into_inner().ok_or(FsError::NoEntry)?;
+            let inode = found.ok_or(FsError::NoEntry)?;
             let mut chunks = Vec::new();
             if inode.kind == Kind::File && inode.chunks > 0 {
                 let all = Range::chunks(inode.id, ChunkIndex(0), ChunkIndex(u32::MAX), chunks_max);
@@ -324,14 +301,12 @@ impl Executor {
             Ok(Info { inode, chunks, more_chunks })
         })
     }
+}
 
-    /// Counts all records anew, and returns the totals that the counters should show. For tests and checks: it reads
-    /// everything.
-    ///
-    /// # Errors
-    ///
-    /// [`FsError::Io`].
-    pub fn recount(&self) -> Result<crate::core::care::Counters, FsError> {
+#[cfg(test)]
+impl Executor {
+    /// Counts all records anew, and returns the totals that the counters should show.
+    pub(super) fn recount(&self) -> Result<crate::core::care::Counters, FsError> {
         self.with(|owner| {
             let mut counters = crate::core::care::Counters::default();
             for (_, record) in scan(owner, Range::everything())? {
@@ -350,12 +325,8 @@ impl Executor {
         })
     }
 
-    /// Returns all records as the store has them. For tests and checks.
-    ///
-    /// # Errors
-    ///
-    /// [`FsError::Io`].
-    pub fn all_records(&self) -> Result<Vec<(Key, Record)>, FsError> {
+    /// Returns all records as the store has them.
+    pub(super) fn all_records(&self) -> Result<Vec<(Key, Record)>, FsError> {
         self.with(|owner| scan(owner, Range::everything()))
     }
 }

@@ -262,7 +262,7 @@ impl Caretaker {
         shared.metrics.set(&Gauges {
             counters: shared.executor.counters(),
             nodes,
-            sessions: shared.executor.sessions().len() as u64,
+            sessions: shared.executor.session_count() as u64,
             seq: seq.0,
             durable_seq: durable_seq.0,
             uptime: Duration::from_millis(now.since(shared.started)),

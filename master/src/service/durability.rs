@@ -20,14 +20,12 @@ pub(super) struct Durability {
     work: Condvar,
     /// Wakes whoever waits for a position to be durable.
     advanced: Condvar,
-    /// Copies of the fields of the same name, to be read without the lock.
+    /// Written with `state` locked, so that nobody who waits misses a change; read without the lock, too.
     committed: AtomicU64,
     durable: AtomicU64,
 }
 
 struct State {
-    committed: Seq,
-    durable: Seq,
     waiting: usize,
     is_idle: bool,
     is_stopping: bool,
@@ -38,14 +36,7 @@ impl Durability {
     /// Starts where the store stands, all of it durable.
     pub(super) fn new(seq: Seq) -> Self {
         Self {
-            state: Mutex::new(State {
-                committed: seq,
-                durable: seq,
-                waiting: 0,
-                is_idle: false,
-                is_stopping: false,
-                failure: None,
-            }),
+            state: Mutex::new(State { waiting: 0, is_idle: false, is_stopping: false, failure: None }),
             work: Condvar::new(),
             advanced: Condvar::new(),
             committed: AtomicU64::new(seq.0),
@@ -83,7 +74,6 @@ impl Durability {
     /// Notes a committed batch.
     pub(super) fn committed_up_to(&self, seq: Seq) {
         let mut state = self.state.lock();
-        state.committed = seq;
         self.committed.store(seq.0, Ordering::Release);
         if state.is_idle {
             state.is_idle = false;
@@ -93,9 +83,8 @@ impl Durability {
 
     /// Notes that everything up to `seq` is durable.
     pub(super) fn durable_up_to(&self, seq: Seq) {
-        let mut state = self.state.lock();
-        if seq > state.durable {
-            state.durable = seq;
+        let state = self.state.lock();
+        if seq > self.durable() {
             self.durable.store(seq.0, Ordering::Release);
             drop(state);
             self.advanced.notify_all();
@@ -112,17 +101,17 @@ impl Durability {
             return Ok(());
         }
         let mut state = self.state.lock();
-        let seq = seq.min(state.committed);
+        let seq = seq.min(self.committed());
         state.waiting += 1;
         self.work.notify_one();
-        while state.durable < seq && state.failure.is_none() && !state.is_stopping {
+        while self.durable() < seq && state.failure.is_none() && !state.is_stopping {
             if self.advanced.wait_until(&mut state, deadline).timed_out() {
                 break;
             }
         }
         state.waiting -= 1;
         match &state.failure {
-            _ if state.durable >= seq => Ok(()),
+            _ if self.durable() >= seq => Ok(()),
             Some(reason) => Err(FsError::Io(reason.clone())),
             None if state.is_stopping => Err(FsError::TryAgain("the master is stopping")),
             None => Err(FsError::TimedOut("the master's log was not synced in time")),
@@ -160,7 +149,7 @@ impl Durability {
     /// Waits until there is something to sync and the time for it has come. Returns whether it is the last time.
     fn wait_for_work(&self, interval: Duration) -> bool {
         let mut state = self.state.lock();
-        while state.committed == state.durable && !state.is_stopping && state.failure.is_none() {
+        while self.committed() == self.durable() && !state.is_stopping && state.failure.is_none() {
             state.is_idle = true;
             self.work.wait(&mut state);
         }

@@ -133,10 +133,7 @@ impl Executor {
     /// Runs `call`, and waits until its answer may be known.
     pub fn call(&self, call: Call) -> Answered {
         let answer = self.submit(Work::Call(Box::new(call)));
-        let waited = match answer.durable_first {
-            Seq(0) => Ok(()),
-            seq => self.wait_durable(seq),
-        };
+        let waited = self.wait_first(answer.durable_first);
         let durable = self.durability.durable();
         Answered {
             result: waited.and(answer.result),
@@ -153,6 +150,15 @@ impl Executor {
     pub fn wait_durable(&self, seq: Seq) -> Result<(), FsError> {
         let seq = if seq == Seq(0) { self.durability.committed() } else { seq };
         self.durability.wait(seq, Instant::now() + SYNC_DEADLINE)
+    }
+
+    /// Waits for what must be on stable media before the caller is told: everything up to `seq`; 0: nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::wait_durable`].
+    pub(super) fn wait_first(&self, seq: Seq) -> Result<(), FsError> {
+        if seq == Seq(0) { Ok(()) } else { self.wait_durable(seq) }
     }
 
     /// As [`Self::wait_durable`], for a position that a mount names. One of an earlier run says nothing of what was

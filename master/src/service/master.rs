@@ -68,8 +68,6 @@ impl Master {
         let metrics = Arc::new(MasterMetrics::new());
         let table = Arc::new(RwLock::new(NodeTable::new(config.lease_ms, config.offline_ms)));
         let executor = Executor::start(store, Arc::clone(&table), Arc::clone(&clock), Arc::clone(&metrics), &config)?;
-        let known = executor.known_nodes().map_err(|error| store::StoreError::Engine(error.to_string()))?;
-        table.write().restore(known);
         let boot = BootSession(random_u64());
         let shared = Arc::new(Shared {
             started: clock.mono(),

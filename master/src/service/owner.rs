@@ -116,7 +116,8 @@ impl Cluster for ClusterNow<'_> {
 }
 
 impl Owner {
-    /// Reads what there is in `records`, makes what a new file system needs, and reserves ids.
+    /// Reads what there is in `records`, makes what a new file system needs, and reserves ids. Fills `nodes` with the
+    /// chunk servers on record.
     ///
     /// # Errors
     ///
@@ -130,18 +131,14 @@ impl Owner {
         spans: Spans,
     ) -> Result<Self, StoreError> {
         let recovered = records.store().last_seq();
-        let marks = match records.store().get(&Key::Ids.encode())? {
-            Some(bytes) => match Record::decode(&Key::Ids, &bytes) {
-                Ok(Record::Ids(marks)) => marks,
-                other => return Err(StoreError::Corrupt(format!("id marks: {other:?}"))),
-            },
+        let marks = match records.read(&Key::Ids)? {
+            Some(Record::Ids(marks)) => marks,
+            Some(other) => return Err(StoreError::Corrupt(format!("id marks: {other:?}"))),
             None => IdMarks::default(),
         };
-        let counters = match records.store().get(&Key::Counters.encode())? {
-            Some(bytes) => match Record::decode(&Key::Counters, &bytes) {
-                Ok(Record::Counters(stored)) => stored.counters,
-                other => return Err(StoreError::Corrupt(format!("counters: {other:?}"))),
-            },
+        let counters = match records.read(&Key::Counters)? {
+            Some(Record::Counters(stored)) => stored.counters,
+            Some(other) => return Err(StoreError::Corrupt(format!("counters: {other:?}"))),
             None => Counters::default(),
         };
         let now = clock.mono();
@@ -173,6 +170,7 @@ impl Owner {
         for (key, record) in owner.records.read_range(&Range::nodes())? {
             if let (Key::Node(id), Record::Node(node)) = (key, record) {
                 owner.nodes_on_record.insert(node.facts.server_id, id);
+                owner.nodes.write().restore([(id, node.facts.clone())]);
             }
         }
         for (key, _) in owner.records.read_range(&Range::orphans())? {
@@ -320,12 +318,12 @@ impl Owner {
         }
     }
 
-    /// Runs an operation until it has all it asks for. Returns also the last position it showed that others wait for.
+    /// Calls an operation until it has all it asks for. Returns also the last position it showed that others wait for.
     fn run(
         &mut self,
         session: SessionId,
         replay: Option<&Replay>,
-        operation: impl Fn(&View<'_>) -> Result<Outcome, Stop>,
+        mut operation: impl FnMut(&View<'_>) -> Result<Outcome, Stop>,
     ) -> (Result<Outcome, FsError>, Seq) {
         for _ in 0..ROUNDS_MAX {
             let cluster = ClusterNow { nodes: &self.nodes, now: self.clock.mono() };
@@ -426,14 +424,15 @@ impl Owner {
         body
     }
 
-    /// Runs an operation of the master itself.
+    /// Runs an operation of the master itself. It is called again for each record it lacks: what it hands out beside the
+    /// outcome counts only as of the last call.
     ///
     /// # Errors
     ///
     /// What the operation fails with.
     pub(super) fn internal(
         &mut self,
-        operation: impl Fn(&View<'_>) -> Result<Outcome, Stop>,
+        operation: impl FnMut(&View<'_>) -> Result<Outcome, Stop>,
     ) -> Result<Applied, FsError> {
         self.settle();
         let (result, _) = self.run(SessionId(0), None, operation);

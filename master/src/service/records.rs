@@ -79,13 +79,19 @@ impl RecordStore {
     /// [`StoreError`].
     pub(super) fn fetch(&mut self, keys: Vec<Key>) -> Result<(), StoreError> {
         for key in keys {
-            let known = match self.store.get(&key.encode())? {
-                None => Known::Absent(Seq(0)),
-                Some(bytes) => Known::Present(decode(&key, &bytes)?),
-            };
+            let known = self.read(&key)?.map_or(Known::Absent(Seq(0)), Known::Present);
             self.cache.get_mut().put(key, known);
         }
         Ok(())
+    }
+
+    /// Reads the record of `key` from the store, past the cache and the batch that is being made.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(super) fn read(&self, key: &Key) -> Result<Option<Record>, StoreError> {
+        self.store.get(&key.encode())?.map(|bytes| decode(key, &bytes)).transpose()
     }
 
     /// Fetches the records of `range`, for the operation that asked. The batch must have been committed.

@@ -9,20 +9,24 @@ use crate::core::outcome::Outcome;
 use crate::core::record::{Chunk, Record};
 use crate::core::view::{Stop, View};
 
-/// Raises the version of a chunk; one that is gone changes nothing. It is durable before anybody is given a grant of it:
-/// replicas that know a version which a power cut took from the record would refuse every grant for good.
+/// Raises the version of a chunk, and returns the chunk as it then is; one that is gone changes nothing. It is durable
+/// before anybody is given a grant of it: replicas that know a version which a power cut took from the record would
+/// refuse every grant for good.
 ///
 /// # Errors
 ///
 /// [`Stop`].
-pub fn raise_version(view: &View<'_>, inode: InodeId, index: ChunkIndex) -> Result<Outcome, Stop> {
+pub fn raise_version(
+    view: &View<'_>,
+    inode: InodeId,
+    index: ChunkIndex,
+) -> Result<(Outcome, Option<Arc<Chunk>>), Stop> {
     let mut outcome = Outcome::new(view);
     let key = Key::Chunk(inode, index);
-    if let Some(Record::Chunk(chunk)) = view.find(&key)? {
-        let version = Version(chunk.version.0 + 1);
-        let raised = Chunk { version, seq: outcome.seq(), ..Chunk::clone(&chunk) };
-        outcome.put(key, Record::Chunk(Arc::new(raised)));
-        outcome.durable_first = outcome.seq();
-    }
-    Ok(outcome)
+    let Some(Record::Chunk(chunk)) = view.find(&key)? else { return Ok((outcome, None)) };
+    let version = Version(chunk.version.0 + 1);
+    let raised = Arc::new(Chunk { version, seq: outcome.seq(), ..Chunk::clone(&chunk) });
+    outcome.put(key, Record::Chunk(Arc::clone(&raised)));
+    outcome.durable_first = outcome.seq();
+    Ok((outcome, Some(raised)))
 }

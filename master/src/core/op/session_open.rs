@@ -16,11 +16,7 @@ use crate::core::view::{Stop, View};
 /// [`FsError::NoEntry`](dfs_proto::FsError::NoEntry) and [`FsError::NotDirectory`](dfs_proto::FsError::NotDirectory)
 /// for a subdirectory that is not there; [`Stop`].
 pub fn session_open(view: &View<'_>, known: Option<SessionId>, request: &SessionOpen) -> Result<Outcome, Stop> {
-    let mut at = InodeId::ROOT;
-    for name in &request.subdir {
-        view.directory(at)?;
-        at = view.dentry(at, name)?.inode;
-    }
+    let at = view.walk(InodeId::ROOT, &request.subdir)?;
     view.directory(at)?;
     let root = view.inode(at)?;
     let mut outcome = Outcome::new(view);
