@@ -172,28 +172,19 @@ pub struct Range {
 impl Range {
     /// The entries of directory `parent` with cookies above `after`.
     pub fn cookies(parent: InodeId, after: u64, limit: usize) -> Self {
-        let start =
-            after.checked_add(1).map_or_else(|| next_of(COOKIE, parent.0), |first| Key::Cookie(parent, first).encode());
-        Self { start, end: next_of(COOKIE, parent.0), limit }
+        Self { start: just_after(&Key::Cookie(parent, after)), end: next_of(COOKIE, parent.0), limit }
     }
 
     /// The chunks of `inode` from index `first` to `last`, both inclusive.
     pub fn chunks(inode: InodeId, first: ChunkIndex, last: ChunkIndex, limit: usize) -> Self {
-        let end = last
-            .0
-            .checked_add(1)
-            .map_or_else(|| next_of(CHUNK, inode.0), |next| Key::Chunk(inode, ChunkIndex(next)).encode());
-        Self { start: Key::Chunk(inode, first).encode(), end, limit }
+        Self { start: Key::Chunk(inode, first).encode(), end: just_after(&Key::Chunk(inode, last)), limit }
     }
 
     /// The chunks of all files after (`inode`, `index`).
     pub fn chunks_after(after: Option<(InodeId, ChunkIndex)>, limit: usize) -> Self {
         let start = match after {
             None => Bytes::from_static(&[CHUNK]),
-            Some((inode, index)) => match index.0.checked_add(1) {
-                Some(next) => Key::Chunk(inode, ChunkIndex(next)).encode(),
-                None => next_of(CHUNK, inode.0),
-            },
+            Some((inode, index)) => just_after(&Key::Chunk(inode, index)),
         };
         Self { start, end: Bytes::from_static(&[CHUNK + 1]), limit }
     }
@@ -201,11 +192,6 @@ impl Range {
     /// All extended attributes of `inode`.
     pub fn xattrs(inode: InodeId) -> Self {
         Self { start: tag_and(XATTR, inode.0), end: next_of(XATTR, inode.0), limit: usize::MAX }
-    }
-
-    /// All inodes.
-    pub fn inodes() -> Self {
-        Self::all(INODE)
     }
 
     /// All sessions.
@@ -235,14 +221,7 @@ impl Range {
 
     /// Deletions that are due at `until`, after the key `after` if there is one.
     pub fn reclaims(after: Option<&Key>, until: UnixNanos, limit: usize) -> Self {
-        let start = after.map_or_else(
-            || Bytes::from_static(&[RECLAIM]),
-            |key| {
-                let mut bytes = BytesMut::from(&key.encode()[..]);
-                bytes.put_u8(0);
-                bytes.freeze()
-            },
-        );
+        let start = after.map_or_else(|| Bytes::from_static(&[RECLAIM]), just_after);
         Self { start, end: Key::Reclaim(UnixNanos(until.0.saturating_add(1)), ChunkId(0)).encode(), limit }
     }
 
@@ -273,6 +252,13 @@ fn next_of(tag: u8, number: u64) -> Bytes {
         Some(next) => tag_and(tag, next),
         None => vec![tag + 1].into(),
     }
+}
+
+/// Returns the smallest bytes above those of `key`.
+fn just_after(key: &Key) -> Bytes {
+    let mut bytes = BytesMut::from(&key.encode()[..]);
+    bytes.put_u8(0);
+    bytes.freeze()
 }
 
 fn split(bytes: &[u8]) -> Option<(u64, &[u8])> {

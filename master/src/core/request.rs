@@ -22,6 +22,13 @@ pub struct Call {
     pub request: Request,
 }
 
+impl Call {
+    /// Returns a call of `session` on behalf of no process, which need not be remembered.
+    pub fn unnumbered(session: SessionId, request: Request) -> Self {
+        Self { session, number: 0, acked_below: 0, uid: 0, gid: 0, replay: None, request }
+    }
+}
+
 /// What an earlier reply to the same request said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replay {
@@ -37,6 +44,7 @@ pub struct Replay {
 pub enum Request {
     SessionOpen(SessionOpen),
     SessionReclaim {
+        /// Each inode once.
         opens: Vec<(InodeId, u64)>,
         is_last: bool,
     },
@@ -74,6 +82,7 @@ pub enum Request {
         inode: InodeId,
     },
     Release {
+        /// Each inode once.
         opens: Vec<(InodeId, u64)>,
     },
     ReadDir {

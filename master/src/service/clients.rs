@@ -106,12 +106,12 @@ impl Client<'_> {
         match decode::request(self.session, request)? {
             Asked::Call(call) => Ok(self.call(*call)),
             Asked::Sync(seq) => {
-                let (allowed, _) = self.call(self.without_arguments(Request::Sync));
+                let (allowed, _) = self.call(Call::unnumbered(self.session, Request::Sync));
                 let result = allowed.and_then(|reply| {
                     self.shared.executor.wait_durable_for_mount(seq)?;
                     Ok(reply)
                 });
-                Ok((result, self.shared.executor.call(self.without_arguments(Request::Ping)).durable))
+                Ok((result, self.shared.executor.call(Call::unnumbered(self.session, Request::Ping)).durable))
             }
             Asked::BadReplica(report) => {
                 tracing::warn!(
@@ -122,13 +122,9 @@ impl Client<'_> {
                     detail = %report.detail.escape_debug(),
                     "a mount met a replica with wrong bytes"
                 );
-                Ok(self.call(self.without_arguments(Request::Ping)))
+                Ok(self.call(Call::unnumbered(self.session, Request::Ping)))
             }
         }
-    }
-
-    fn without_arguments(&self, request: Request) -> Call {
-        Call { session: self.session, number: 0, acked_below: 0, uid: 0, gid: 0, replay: None, request }
     }
 
     fn call(&self, call: Call) -> (Result<(Reply, Vec<pb::ChunkLocation>), FsError>, Seq) {

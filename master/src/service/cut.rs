@@ -127,10 +127,7 @@ fn primary(shared: &Shared, target: &Target) -> Result<String, FsError> {
 ///
 /// [`FsError::Stale`] if the content changed meanwhile (ask again); what the allocation or the primary says.
 pub(super) fn leave_inline(shared: &Shared, session: SessionId, inode: InodeId) -> Result<(), FsError> {
-    let ask = |request| {
-        let call = Call { session, number: 0, acked_below: 0, uid: 0, gid: 0, replay: None, request };
-        shared.executor.call(call).result.map(|reply| reply.body)
-    };
+    let ask = |request| shared.executor.call(Call::unnumbered(session, request)).result.map(|reply| reply.body);
     let unexpected = || FsError::Io("an unexpected reply of the executor".into());
     let Body::Inline { inode: file, content } = ask(Request::GetInline { inode })? else { return Err(unexpected()) };
     if !file.is_inline {

@@ -35,7 +35,7 @@ pub(super) fn get_chunks(view: &View<'_>, inode: InodeId, first: ChunkIndex, cou
 pub(super) fn get_inline(view: &View<'_>, inode: InodeId) -> Result<Outcome, Stop> {
     let file = view.inode(inode)?;
     open::check_file(file.kind)?;
-    let content = if file.is_inline && file.size > 0 { view.inline(inode)? } else { bytes::Bytes::new() };
+    let content = open::inline_content(view, &file)?;
     Ok(Outcome::read(view, Body::Inline { inode: file, content }))
 }
 

@@ -1,13 +1,12 @@
 //! open(2) of what exists, and the last close.
 
-use std::collections::BTreeMap;
-
+use bytes::Bytes;
 use dfs_proto::{FsError, InodeId, Kind, UnixNanos};
 
 use super::removal;
 use crate::core::key::Key;
 use crate::core::outcome::{Body, OpenChange, Outcome};
-use crate::core::record::Record;
+use crate::core::record::{Inode, Record};
 use crate::core::view::{Stop, View};
 
 /// Opens an inode; the content of an inline file comes along.
@@ -17,28 +16,29 @@ use crate::core::view::{Stop, View};
 /// [`FsError::NoEntry`]; [`Stop`].
 pub(super) fn open(view: &View<'_>, inode: InodeId) -> Result<Outcome, Stop> {
     let opened = view.inode(inode)?;
-    let content = if opened.kind == Kind::File && opened.is_inline && opened.size > 0 {
-        view.inline(inode)?
-    } else {
-        bytes::Bytes::new()
-    };
+    let content = inline_content(view, &opened)?;
     let mut outcome = Outcome::read(view, Body::Opened { inode: opened, content, is_created: false });
     outcome.opens.push(OpenChange::Open { inode, count: 1 });
     Ok(outcome)
 }
 
-/// Gives back opens. An orphan goes with the last of them.
+/// Returns the content of an inline file; of any other inode, nothing.
+///
+/// # Errors
+///
+/// [`Stop::Read`].
+pub(super) fn inline_content(view: &View<'_>, inode: &Inode) -> Result<Bytes, Stop> {
+    if inode.kind == Kind::File && inode.is_inline && inode.size > 0 { view.inline(inode.id) } else { Ok(Bytes::new()) }
+}
+
+/// Gives back opens, each inode named once. An orphan goes with the last of them.
 ///
 /// # Errors
 ///
 /// [`Stop`].
 pub(super) fn release(view: &View<'_>, now: UnixNanos, opens: &[(InodeId, u64)]) -> Result<Outcome, Stop> {
-    let mut counts: BTreeMap<InodeId, u64> = BTreeMap::new();
-    for (inode, count) in opens {
-        *counts.entry(*inode).or_default() += count;
-    }
     let mut outcome = Outcome::new(view);
-    for (inode, count) in counts {
+    for &(inode, count) in opens {
         outcome.opens.push(OpenChange::Release { inode, count });
         if !view.opens.is_last(view.session, inode, count) || view.opens.held(view.session, inode) == 0 {
             continue;

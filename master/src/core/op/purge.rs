@@ -3,9 +3,9 @@
 use dfs_proto::{ChunkIndex, FsError, InodeId, UnixNanos};
 
 use super::{chunk_list, removal};
-use crate::core::key::{Key, Range};
+use crate::core::key::Key;
 use crate::core::outcome::Outcome;
-use crate::core::record::{Orphan, Record};
+use crate::core::record::{Inode, Orphan, Record};
 use crate::core::view::{Stop, View};
 
 /// Takes up to `limit` chunks from orphan `id`, and its attributes and itself once none is left. One that is open
@@ -37,15 +37,8 @@ pub fn purge(view: &View<'_>, now: UnixNanos, id: InodeId, limit: usize) -> Resu
             return Ok(outcome);
         }
     }
-    if orphan.xattrs > 0 {
-        for (key, _) in view.scan(Range::xattrs(id))?.iter() {
-            outcome.delete(key.clone());
-        }
-    }
-    outcome.delete(Key::Orphan(id));
-    outcome.totals.orphans -= 1;
-    let mut empty = (*orphan).clone();
-    (empty.chunks, empty.xattrs) = (0, 0);
-    removal::erase(&mut outcome, view, now, &empty)?;
+    // Not `close_orphan`, which would queue one with many attributes for the purge again.
+    let emptied = Inode { chunks: 0, ..Inode::clone(&orphan) };
+    removal::erase_orphan(&mut outcome, view, now, &emptied)?;
     Ok(outcome)
 }

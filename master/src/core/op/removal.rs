@@ -49,9 +49,7 @@ pub(super) fn lose_name(outcome: &mut Outcome, view: &View<'_>, now: UnixNanos, 
 /// [`Stop`] of the reads.
 pub(super) fn close_orphan(outcome: &mut Outcome, view: &View<'_>, now: UnixNanos, orphan: &Inode) -> Result<(), Stop> {
     if is_small(orphan) {
-        outcome.delete(Key::Orphan(orphan.id));
-        outcome.totals.orphans -= 1;
-        erase(outcome, view, now, orphan)
+        erase_orphan(outcome, view, now, orphan)
     } else {
         outcome.purgeable.push(orphan.id);
         Ok(())
@@ -62,12 +60,23 @@ fn is_small(inode: &Inode) -> bool {
     inode.chunks <= PARTS_AT_ONCE && u64::from(inode.xattrs) <= PARTS_AT_ONCE
 }
 
+/// Deletes an orphan, however large, with everything that belongs to it.
+///
+/// # Errors
+///
+/// [`Stop`] of the reads.
+pub(super) fn erase_orphan(outcome: &mut Outcome, view: &View<'_>, now: UnixNanos, orphan: &Inode) -> Result<(), Stop> {
+    outcome.delete(Key::Orphan(orphan.id));
+    outcome.totals.orphans -= 1;
+    erase(outcome, view, now, orphan)
+}
+
 /// Deletes an inode and everything that belongs to it.
 ///
 /// # Errors
 ///
 /// [`Stop`] of the reads.
-pub(super) fn erase(outcome: &mut Outcome, view: &View<'_>, now: UnixNanos, inode: &Inode) -> Result<(), Stop> {
+fn erase(outcome: &mut Outcome, view: &View<'_>, now: UnixNanos, inode: &Inode) -> Result<(), Stop> {
     let id = inode.id;
     chunk_list::drop_all(outcome, view, now, inode)?;
     if inode.xattrs > 0 {
