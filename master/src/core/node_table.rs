@@ -167,13 +167,6 @@ impl Node {
     }
 }
 
-/// The answer to a pulse of a known boot session.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PulseAnswer {
-    /// Replicas to delete, the lowest ids first.
-    pub delete: Vec<ChunkId>,
-}
-
 /// All chunk servers that ever registered.
 #[derive(Debug)]
 pub struct NodeTable {
@@ -181,13 +174,6 @@ pub struct NodeTable {
     offline_ms: u64,
     nodes: BTreeMap<NodeId, Node>,
     ring: Ring,
-}
-
-impl Default for NodeTable {
-    /// Returns an empty table: leases of 5 s, offline after 90 s of silence.
-    fn default() -> Self {
-        Self::new(5_000, 90_000)
-    }
 }
 
 impl NodeTable {
@@ -224,10 +210,11 @@ impl NodeTable {
         self.nodes.insert(id, node);
     }
 
-    /// Renews the lease of node `id`, forgets the deletions it has done, and answers with those it has not.
+    /// Renews the lease of node `id`, forgets the deletions it has done, and answers with those it has not, the lowest
+    /// ids first.
     ///
     /// `None`: unknown, it has to register.
-    pub fn pulse(&mut self, id: NodeId, boot: BootSession, deleted: &[ChunkId], now: MonoMs) -> Option<PulseAnswer> {
+    pub fn pulse(&mut self, id: NodeId, boot: BootSession, deleted: &[ChunkId], now: MonoMs) -> Option<Vec<ChunkId>> {
         let lease_until = now.plus(self.lease_ms);
         let node = self.of_session(id, boot)?;
         node.last_seen = Some(now);
@@ -239,7 +226,7 @@ impl NodeTable {
                 node.deleted.insert(*chunk);
             }
         }
-        Some(PulseAnswer { delete: node.deletions.iter().take(DELETE_ORDERS_MAX).copied().collect() })
+        Some(node.deletions.iter().take(DELETE_ORDERS_MAX).copied().collect())
     }
 
     /// Takes note of the disks of node `id`. Returns whether it is known. A report is a sign of life but no lease.
@@ -257,17 +244,15 @@ impl NodeTable {
         self.nodes.get_mut(&id).filter(|node| node.boot == Some(boot))
     }
 
-    /// Puts `chunks` on the delete queue of node `id`, as far as there is room. Returns how many are now on it.
-    pub fn order_deletions(&mut self, id: NodeId, chunks: impl IntoIterator<Item = ChunkId>) -> usize {
-        let Some(node) = self.nodes.get_mut(&id) else { return 0 };
-        let mut taken = 0;
+    /// Puts `chunks` on the delete queue of node `id`, as far as there is room.
+    pub fn order_deletions(&mut self, id: NodeId, chunks: impl IntoIterator<Item = ChunkId>) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
         for chunk in chunks {
-            if node.deletions.len() < DELETE_QUEUE_MAX || node.deletions.contains(&chunk) {
-                node.deletions.insert(chunk);
-                taken += 1;
+            if node.deletions.len() == DELETE_QUEUE_MAX {
+                break;
             }
+            node.deletions.insert(chunk);
         }
-        taken
     }
 
     /// Takes the deletions that were reported as done since the last call, by node.
@@ -342,11 +327,7 @@ impl NodeTable {
     }
 
     /// Chooses nodes for a chunk and remembers that they have more to do. The first one is to be the primary.
-    ///
-    /// # Errors
-    ///
-    /// [`PlacementError`].
-    pub fn place_wanted(&self, wanted: &Wanted<'_>, now: MonoMs) -> Result<Vec<NodeId>, PlacementError> {
+    fn place_wanted(&self, wanted: &Wanted<'_>, now: MonoMs) -> Result<Vec<NodeId>, PlacementError> {
         let candidates: BTreeMap<NodeId, Candidate<'_>> = self
             .nodes
             .iter()
@@ -487,12 +468,14 @@ mod tests {
     #[test]
     fn deletions_are_repeated_until_reported_as_done() {
         let mut table = table();
-        assert_eq!(table.order_deletions(ONE, [ChunkId(7), ChunkId(5), ChunkId(7)]), 3);
-        assert_eq!(table.order_deletions(NodeId(9), [ChunkId(7)]), 0, "nobody is node 9");
+        table.order_deletions(ONE, [ChunkId(7), ChunkId(5), ChunkId(7)]);
+        assert_eq!(table.node(ONE).unwrap().pending_deletions(), 2);
+        table.order_deletions(NodeId(9), [ChunkId(7)]);
+        assert!(table.node(NodeId(9)).is_none(), "nobody is node 9");
         let pulse = |table: &mut NodeTable, deleted: &[u64]| {
             let deleted: Vec<ChunkId> = deleted.iter().copied().map(ChunkId).collect();
-            let answer = table.pulse(ONE, BOOT, &deleted, MonoMs(2_000)).expect("known");
-            answer.delete.into_iter().map(|chunk| chunk.0).collect::<Vec<_>>()
+            let to_delete = table.pulse(ONE, BOOT, &deleted, MonoMs(2_000)).expect("known");
+            to_delete.into_iter().map(|chunk| chunk.0).collect::<Vec<_>>()
         };
         assert_eq!(pulse(&mut table, &[]), [5, 7]);
         assert_eq!(pulse(&mut table, &[5, 99]), [7]);
@@ -506,18 +489,22 @@ mod tests {
         let mut table = table();
         table.order_deletions(ONE, [ChunkId(7)]);
         table.register(ONE, facts(1), BootSession(12), disks(50), MonoMs(3_000));
-        let answer = table.pulse(ONE, BootSession(12), &[], MonoMs(3_000)).unwrap();
-        assert_eq!(answer.delete, [ChunkId(7)]);
+        let to_delete = table.pulse(ONE, BootSession(12), &[], MonoMs(3_000)).unwrap();
+        assert_eq!(to_delete, [ChunkId(7)]);
     }
 
     #[test]
     fn the_delete_queue_and_one_answer_are_bounded() {
         let mut table = table();
         let many = DELETE_QUEUE_MAX as u64 + 5;
-        assert_eq!(table.order_deletions(ONE, (1..=many).map(ChunkId)), DELETE_QUEUE_MAX);
-        assert_eq!(table.order_deletions(ONE, [ChunkId(1)]), 1, "one that is on it already stays");
-        assert_eq!(table.node(ONE).unwrap().pending_deletions(), DELETE_QUEUE_MAX);
-        assert_eq!(table.pulse(ONE, BOOT, &[], MonoMs(2_000)).unwrap().delete.len(), DELETE_ORDERS_MAX);
+        let pending = |table: &NodeTable| table.node(ONE).unwrap().pending_deletions();
+        table.order_deletions(ONE, (1..=many).map(ChunkId));
+        assert_eq!(pending(&table), DELETE_QUEUE_MAX);
+        table.order_deletions(ONE, [ChunkId(1)]);
+        assert_eq!(pending(&table), DELETE_QUEUE_MAX);
+        let to_delete = table.pulse(ONE, BOOT, &[], MonoMs(2_000)).unwrap();
+        assert_eq!(to_delete.len(), DELETE_ORDERS_MAX);
+        assert_eq!(to_delete[0], ChunkId(1), "one that is on it already stays");
     }
 
     #[test]

@@ -24,7 +24,7 @@ const POINTS_MAX: u32 = 2_048;
 /// Nodes as points on a circle.
 #[derive(Clone, Debug, Default)]
 pub struct Ring {
-    points: BTreeMap<(u64, NodeId), ()>,
+    points: BTreeSet<(u64, NodeId)>,
     nodes: BTreeMap<NodeId, u32>,
 }
 
@@ -40,7 +40,7 @@ impl Ring {
         let wanted = points_of(capacity_bytes);
         let present = self.nodes.insert(node, wanted).unwrap_or(0);
         for point in present..wanted {
-            self.points.insert((position(node, point), node), ());
+            self.points.insert((position(node, point), node));
         }
         for point in wanted..present {
             self.points.remove(&(position(node, point), node));
@@ -69,7 +69,7 @@ impl Ring {
         let start = (mix(key ^ 0x6368_756e_6b20_6b65), NodeId(0));
         let mut seen = BTreeSet::new();
         let around = self.points.range(start..).chain(self.points.range(..start));
-        around.map(|((_, node), ())| *node).filter(move |node| seen.insert(*node)).take(self.nodes.len())
+        around.map(|(_, node)| *node).filter(move |node| seen.insert(*node)).take(self.nodes.len())
     }
 }
 

@@ -99,11 +99,6 @@ impl Sessions {
         self.known.insert(id, SessionState { record, last_seen: now, is_returning, replies: BTreeMap::new() });
     }
 
-    /// Returns the session.
-    pub fn get(&self, id: SessionId) -> Option<&SessionState> {
-        self.known.get(&id)
-    }
-
     /// Returns the session, to be changed.
     pub fn get_mut(&mut self, id: SessionId) -> Option<&mut SessionState> {
         self.known.get_mut(&id)

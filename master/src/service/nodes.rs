@@ -110,10 +110,10 @@ impl ChunkServers for NodeService {
         let now = shared.clock.mono();
         let answer = shared.nodes.write().pulse(NodeId(request.node), BootSession(request.boot_session), &deleted, now);
         Ok(Response::new(match answer {
-            Some(answer) => pb::PulseReply {
+            Some(to_delete) => pb::PulseReply {
                 known: true,
                 lease_ms: shared.config.lease_ms,
-                delete: answer.delete.into_iter().map(|chunk| chunk.0).collect(),
+                delete: to_delete.into_iter().map(|chunk| chunk.0).collect(),
             },
             None => pb::PulseReply::default(),
         }))
