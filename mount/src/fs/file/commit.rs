@@ -244,11 +244,11 @@ impl FileState {
             return Ok(());
         }
         let now = self.shared.clock.mono();
-        let before = state.dirty.bytes();
-        for (from, to) in own.gaps(0, data.content.len() as u64) {
-            state.dirty.write_under(from, &data.content[from as usize..to as usize], now);
-        }
-        self.shared.budget.force(state.dirty.bytes() - before);
+        self.rebuffer(&mut state, |dirty| {
+            for (from, to) in own.gaps(0, data.content.len() as u64) {
+                dirty.write_under(from, &data.content[from as usize..to as usize], now);
+            }
+        });
         let mark = state.dirty.mark();
         state.layout = Layout::Leaving { version: data.attr.data_version, mark, own, pushed, moved };
         Ok(())
@@ -349,12 +349,12 @@ impl FileState {
     /// Gives the pieces of an inline commit back to the buffer.
     fn redirect(&self, mut state: MutexGuard<'_, State>, tickets: &[Ticket]) -> Committed {
         let now = self.shared.clock.mono();
-        let before = state.dirty.bytes();
-        for &ticket in tickets {
-            state.dirty.unseal(ticket, now);
-        }
-        // What a newer write covers is gone.
-        self.shared.budget.release(before - state.dirty.bytes());
+        // What a newer write covers goes.
+        self.rebuffer(&mut state, |dirty| {
+            for &ticket in tickets {
+                dirty.unseal(ticket, now);
+            }
+        });
         drop(state);
         self.changed.notify_all();
         Committed::PushFirst

@@ -143,9 +143,7 @@ impl FileState {
     }
 
     fn push_once(&self, attempt: &mut Attempt) -> Result<(), FsError> {
-        let chunk_size = self.chunk_size;
-        let index = ChunkIndex((attempt.piece.offset / chunk_size) as u32);
-        let offset = (attempt.piece.offset % chunk_size) as u32;
+        let (index, offset) = self.place(attempt.piece.offset);
         let location = self.locate_for_write(index)?;
         if attempt.crcs.is_empty() {
             attempt.crcs = unit::checksums(offset, &attempt.piece.data);
@@ -166,7 +164,7 @@ impl FileState {
         state.active -= 1;
         if let Some((offset, length)) = self.piece_ends(&mut state, attempt.piece.ticket) {
             let end = offset + length;
-            let index = ChunkIndex((offset / self.chunk_size) as u32);
+            let (index, _) = self.place(offset);
             state.acked_end = state.acked_end.max(end);
             if state.acked.insert(index) && index.0 > 0 && state.attr.size <= u64::from(index.0) * self.chunk_size {
                 state.commit_wanted = true;

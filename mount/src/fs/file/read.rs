@@ -44,13 +44,7 @@ impl FileState {
                     let content = super::commit::inline_content(&state, base);
                     return Ok(content.slice(offset as usize..(offset + length) as usize));
                 }
-                Layout::Inline { base: None, .. } => {
-                    if state.is_changing {
-                        self.changed.wait(&mut state);
-                    } else {
-                        parking_lot::MutexGuard::unlocked(&mut state, || self.load_inline())?;
-                    }
-                }
+                Layout::Inline { base: None, .. } => self.wait_for_inline(&mut state)?,
                 Layout::Leaving { .. } | Layout::Chunked => {
                     self.note_read(&mut state, handle, offset, length, file_size);
                     break (length, state.dirty.read_over(offset, length));
@@ -154,15 +148,14 @@ impl FileState {
 
     /// Reads from the chunks, whatever is buffered above them.
     fn read_through(&self, offset: u64, length: u64, policy: Policy, pieces: &mut Vec<Bytes>) -> Result<(), FsError> {
-        let chunk_size = self.chunk_size;
         let mut at = offset;
         let end = offset + length;
         while at < end {
-            let chunk_end = at - at % chunk_size + chunk_size;
+            let (index, within) = self.place(at);
+            let chunk_end = at - u64::from(within) + self.chunk_size;
             let part = (end.min(chunk_end) - at).min(u64::from(DATA_BYTES_MAX));
-            let index = ChunkIndex((at / chunk_size) as u32);
             let data = self.at_chunk_for(policy, "read", index, |location| {
-                self.shared.backend.read(location, (at % chunk_size) as u32, part as u32)
+                self.shared.backend.read(location, within, part as u32)
             })?;
             pieces.push(match data {
                 Some(data) if !data.all_zero => data.bytes,

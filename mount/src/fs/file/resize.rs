@@ -93,9 +93,7 @@ impl FileState {
                 self.settle_ordered(order)
             }
             _ => {
-                let before = state.dirty.bytes();
-                state.dirty.truncate(size);
-                self.shared.budget.release(before - state.dirty.bytes());
+                self.rebuffer(&mut state, |dirty| dirty.truncate(size));
                 drop(state);
                 self.wait_for_flight_past(size);
 
@@ -192,14 +190,11 @@ impl FileState {
         let order = self.lock_order()?;
         let _gate = self.gate(&order);
         self.settle_ordered(&order)?;
-        let (size, chunk_size) = {
-            let state = self.state.lock();
-            (state.size(), self.chunk_size)
-        };
+        let size = self.state.lock().size();
         if offset < size {
             let is_inline = self.zero_inline(offset, end.min(size))?;
             if !is_inline {
-                self.zero_chunks(offset, end.min(size), size, chunk_size)?;
+                self.zero_chunks(offset, end.min(size), size)?;
             }
             self.settle_ordered(&order)?;
         }
@@ -213,16 +208,15 @@ impl FileState {
             return Ok(false);
         }
         let zeros = vec![0; (end - offset) as usize];
-        let before = state.dirty.bytes();
-        state.dirty.write(offset, &zeros, self.shared.clock.mono());
-        self.shared.budget.force(state.dirty.bytes() - before);
+        self.rebuffer(&mut state, |dirty| dirty.write(offset, &zeros, self.shared.clock.mono()));
         state.mtime = Some(self.shared.clock.wall());
         state.writes += 1;
         self.list(&mut state);
         Ok(true)
     }
 
-    fn zero_chunks(self: &Arc<Self>, offset: u64, end: u64, size: u64, chunk_size: u64) -> Result<(), FsError> {
+    fn zero_chunks(self: &Arc<Self>, offset: u64, end: u64, size: u64) -> Result<(), FsError> {
+        let chunk_size = self.chunk_size;
         let first_whole = offset.div_ceil(chunk_size);
         // The last chunk of the file is whole up to its end.
         let end_whole = if end == size { end.div_ceil(chunk_size) } else { end / chunk_size };
@@ -238,7 +232,7 @@ impl FileState {
         }
         for (from, to) in edges {
             if from < to {
-                self.zero_in_chunk(from, to, chunk_size)?;
+                self.zero_in_chunk(from, to)?;
             }
         }
         let mut state = self.state.lock();
@@ -263,13 +257,12 @@ impl FileState {
     }
 
     /// Zeroes a range within one chunk.
-    fn zero_in_chunk(self: &Arc<Self>, from: u64, to: u64, chunk_size: u64) -> Result<(), FsError> {
+    fn zero_in_chunk(self: &Arc<Self>, from: u64, to: u64) -> Result<(), FsError> {
         let backend = &self.shared.backend;
-        let index = ChunkIndex((from / chunk_size) as u32);
+        let (index, within) = self.place(from);
         let number = backend.new_number();
-        let zeroed = self.at_chunk("zero", index, |location| {
-            backend.zero(location, (from % chunk_size) as u32, (to - from) as u32, number)
-        })?;
+        let zeroed =
+            self.at_chunk("zero", index, |location| backend.zero(location, within, (to - from) as u32, number))?;
         if zeroed.is_some() {
             let mut state = self.state.lock();
             state.acked.insert(index);

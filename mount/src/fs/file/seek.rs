@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dfs_proto::limits::LOCATIONS_MAX;
 use dfs_proto::{ChunkIndex, FsError};
 
-use super::state::{FileState, Layout};
+use super::state::FileState;
 use super::table::{HandleId, Whence};
 use super::write::WriteFlags;
 
@@ -19,9 +19,10 @@ const COPY_BYTES_MAX: u64 = 64 << 20;
 impl FileState {
     pub(super) fn lseek(self: &Arc<Self>, offset: u64, whence: Whence) -> Result<u64, FsError> {
         self.settle()?;
-        let (size, chunk_size, is_inline) = {
+        let chunk_size = self.chunk_size;
+        let (size, is_inline) = {
             let state = self.state.lock();
-            (state.size(), self.chunk_size, matches!(state.layout, Layout::Inline { .. }))
+            (state.size(), state.layout.is_inline())
         };
         if offset >= size {
             return Err(FsError::PastEnd);

@@ -421,6 +421,22 @@ impl FileState {
         range
     }
 
+    /// Changes what is buffered in another way than by a write, which has its room reserved, and has the budget follow.
+    pub(super) fn rebuffer(&self, state: &mut State, change: impl FnOnce(&mut DirtyMap)) {
+        let before = state.dirty.bytes();
+        change(&mut state.dirty);
+        let after = state.dirty.bytes();
+        match after.checked_sub(before) {
+            Some(more) => self.shared.budget.force(more),
+            None => self.shared.budget.release(before - after),
+        }
+    }
+
+    /// Returns the chunk that `offset` of the file is in, and the offset in that.
+    pub(super) fn place(&self, offset: u64) -> (ChunkIndex, u32) {
+        (ChunkIndex((offset / self.chunk_size) as u32), (offset % self.chunk_size) as u32)
+    }
+
     /// Waits until no other change that gates writers is under way, and gates them.
     pub(super) fn gate<'a>(&'a self, _order: &MutexGuard<'_, ()>) -> Gate<'a> {
         let mut state = self.state.lock();

@@ -107,11 +107,7 @@ impl FileState {
     pub(super) fn ready_for(self: &Arc<Self>, state: &mut MutexGuard<'_, State>, end: u64) -> Result<bool, FsError> {
         let Layout::Inline { base, .. } = &state.layout else { return Ok(true) };
         if base.is_none() {
-            if state.is_changing {
-                self.changed.wait(state);
-                return Ok(false);
-            }
-            MutexGuard::unlocked(state, || self.load_inline())?;
+            self.wait_for_inline(state)?;
             return Ok(false);
         }
         if end <= INLINE_BYTES_MAX {
@@ -137,12 +133,19 @@ impl FileState {
         };
         let (base, version) = (base.clone(), *version);
         let own = state.own_ranges();
-        let before = state.dirty.bytes();
-        state.dirty.write_under(0, &base, self.shared.clock.mono());
-        self.shared.budget.force(state.dirty.bytes() - before);
+        self.rebuffer(state, |dirty| dirty.write_under(0, &base, self.shared.clock.mono()));
         let mark = state.dirty.mark();
         let moved = base.len() as u64;
         state.layout = Layout::Leaving { version, mark, own, pushed: BTreeSet::new(), moved };
+    }
+
+    /// Waits for the content of an inline file, or fetches it. The lock is let go meanwhile: look again.
+    pub(super) fn wait_for_inline(&self, state: &mut MutexGuard<'_, State>) -> Result<(), FsError> {
+        if state.is_changing {
+            self.changed.wait(state);
+            return Ok(());
+        }
+        MutexGuard::unlocked(state, || self.load_inline())
     }
 
     /// Fetches the content of an inline file.
