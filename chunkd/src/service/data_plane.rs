@@ -10,7 +10,6 @@ use dfs_proto::FsError;
 use dfs_proto::wire::pb::{self, data_reply, data_request};
 use dfs_proto::wire::{Connection, FrameKind, Peer, WireError, accept_hello};
 use parking_lot::Mutex;
-use prost::Message;
 
 use super::metrics::Operation;
 use super::primary::admit;
@@ -33,6 +32,28 @@ pub(super) struct DataPlane {
     spare_buffers: Mutex<Vec<Vec<u8>>>,
 }
 
+/// A read buffer, among the spare ones again when it is dropped. Kept from read to read: a fresh one of 1 MiB costs as
+/// much in page faults as the read itself.
+struct ReadBuffer<'a> {
+    bytes: Vec<u8>,
+    spare: &'a Mutex<Vec<Vec<u8>>>,
+}
+
+impl<'a> ReadBuffer<'a> {
+    fn take(spare: &'a Mutex<Vec<Vec<u8>>>) -> Self {
+        Self { bytes: spare.lock().pop().unwrap_or_default(), spare }
+    }
+}
+
+impl Drop for ReadBuffer<'_> {
+    fn drop(&mut self) {
+        let mut spare = self.spare.lock();
+        if spare.len() < SPARE_BUFFERS_MAX {
+            spare.push(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
 /// One connection of a mount, until it is dropped.
 struct Counted<'a>(&'a AtomicUsize);
 
@@ -49,11 +70,11 @@ impl Drop for Counted<'_> {
     }
 }
 
-enum Payload {
+enum Payload<'a> {
     None,
     Bytes(Bytes),
-    /// Part of the connection's read buffer.
-    Buffer(Range<usize>),
+    /// Part of a read buffer.
+    Buffer(ReadBuffer<'a>, Range<usize>),
 }
 
 impl DataPlane {
@@ -91,15 +112,13 @@ impl DataPlane {
         loop {
             let frame = connection.recv(None)?;
             let started = Instant::now();
-            if frame.kind != FrameKind::DataRequest {
-                return Err(WireError::Malformed(format!("{:?} on the data plane", frame.kind)));
-            }
-            let request =
-                pb::DataRequest::decode(frame.head).map_err(|error| WireError::Malformed(error.to_string()))?;
-            let operation = operation(&request)?;
-            // Kept from read to read: a fresh buffer of 1 MiB costs as much in page faults as the read itself.
-            let mut buffer = self.spare_buffers.lock().pop().unwrap_or_default();
-            let result = self.answer(peer, &request, &frame.payload, &mut buffer);
+            let request_id = frame.request_id;
+            let (request, payload): (pb::DataRequest, _) = frame.decode(FrameKind::DataRequest)?;
+            let Some(body) = &request.body else {
+                return Err(WireError::Malformed("a request of an unknown kind".into()));
+            };
+            let operation = operation(body);
+            let result = self.answer(peer, &request, body, &payload);
             self.shared.metrics.answered(operation, started.elapsed(), result.as_ref().err());
             let (reply, payload) = match result {
                 Ok((body, payload)) => (pb::DataReply { failure: None, body: Some(body) }, payload),
@@ -111,13 +130,9 @@ impl DataPlane {
             let payload = match &payload {
                 Payload::None => &[][..],
                 Payload::Bytes(bytes) => bytes,
-                Payload::Buffer(range) => &buffer[range.clone()],
+                Payload::Buffer(buffer, range) => &buffer.bytes[range.clone()],
             };
-            connection.send(FrameKind::DataReply, frame.request_id, &reply, payload)?;
-            let mut spare = self.spare_buffers.lock();
-            if spare.len() < SPARE_BUFFERS_MAX {
-                spare.push(buffer);
-            }
+            connection.send(FrameKind::DataReply, request_id, &reply, payload)?;
         }
     }
 
@@ -125,13 +140,12 @@ impl DataPlane {
         &self,
         peer: &Peer,
         request: &pb::DataRequest,
+        body: &data_request::Body,
         payload: &Bytes,
-        buffer: &mut Vec<u8>,
-    ) -> Result<(data_reply::Body, Payload), FsError> {
+    ) -> Result<(data_reply::Body, Payload<'_>), FsError> {
         use data_reply::Body as Reply;
         use data_request::Body;
         let shared = &*self.shared;
-        let body = request.body.as_ref().ok_or_else(|| FsError::Protocol("a request without a body".into()))?;
         let is_peer = peer.role == pb::Role::ChunkServer;
         let is_for_peers = matches!(
             body,
@@ -155,8 +169,9 @@ impl DataPlane {
             }
             Body::Read(ask) => {
                 let (replica, grant) = admit(shared, request)?;
-                let (data, range) = read::read(shared, &replica, &grant, ask, buffer, deadline)?;
-                Ok((Reply::ReadData(data), Payload::Buffer(range)))
+                let mut buffer = ReadBuffer::take(&self.spare_buffers);
+                let (data, range) = read::read(shared, &replica, &grant, ask, &mut buffer.bytes, deadline)?;
+                Ok((Reply::ReadData(data), Payload::Buffer(buffer, range)))
             }
             Body::Barrier(_) => {
                 let (replica, grant) = admit(shared, request)?;
@@ -185,19 +200,18 @@ impl DataPlane {
     }
 }
 
-fn operation(request: &pb::DataRequest) -> Result<Operation, WireError> {
+fn operation(body: &data_request::Body) -> Operation {
     use data_request::Body;
-    Ok(match &request.body {
-        Some(Body::Write(_)) => Operation::Write,
-        Some(Body::Zero(_)) => Operation::Zero,
-        Some(Body::Read(_)) => Operation::Read,
-        Some(Body::Barrier(_)) => Operation::Barrier,
-        Some(Body::Extents(_)) => Operation::Extents,
-        Some(Body::Activate(_)) => Operation::Activate,
-        Some(Body::Prepare(_)) => Operation::Prepare,
-        Some(Body::PeerBarrier(_)) => Operation::PeerBarrier,
-        Some(Body::FetchUnits(_)) => Operation::FetchUnits,
-        Some(Body::PushUnits(_)) => Operation::PushUnits,
-        None => return Err(WireError::Malformed("a request of an unknown kind".into())),
-    })
+    match body {
+        Body::Write(_) => Operation::Write,
+        Body::Zero(_) => Operation::Zero,
+        Body::Read(_) => Operation::Read,
+        Body::Barrier(_) => Operation::Barrier,
+        Body::Extents(_) => Operation::Extents,
+        Body::Activate(_) => Operation::Activate,
+        Body::Prepare(_) => Operation::Prepare,
+        Body::PeerBarrier(_) => Operation::PeerBarrier,
+        Body::FetchUnits(_) => Operation::FetchUnits,
+        Body::PushUnits(_) => Operation::PushUnits,
+    }
 }

@@ -12,7 +12,6 @@ use bytes::Bytes;
 use dfs_proto::wire::{Connection, FrameKind, Identity, WireError, connect, offer_hello, pb};
 use dfs_proto::{FsError, NodeId};
 use parking_lot::Mutex;
-use prost::Message;
 
 use crate::core::admission::Member;
 
@@ -57,8 +56,7 @@ impl Peers {
     ) -> Vec<Call> {
         let send_one = |member: &Member| -> Result<(Connection, u64), WireError> {
             let mut connection = self.check_out(own, member, deadline)?;
-            let id = connection.new_request_id();
-            connection.send(FrameKind::DataRequest, id, request, payload)?;
+            let id = connection.request(FrameKind::DataRequest, request, payload)?;
             Ok((connection, id))
         };
         members
@@ -77,14 +75,9 @@ impl Peers {
     /// What the peer answered; [`FsError::NoReplica`] if it could not be reached or did not answer.
     pub fn receive(&self, call: Call, deadline: Instant) -> Result<(pb::DataReply, Bytes), FsError> {
         let (mut connection, id) = call.sent?;
-        let answer = connection.recv(Some(deadline)).and_then(|frame| {
-            if frame.kind != FrameKind::DataReply || frame.request_id != id {
-                return Err(WireError::Malformed(format!("{:?} {} in answer to {id}", frame.kind, frame.request_id)));
-            }
-            let reply = pb::DataReply::decode(frame.head).map_err(|error| WireError::Malformed(error.to_string()))?;
-            Ok((reply, frame.payload))
-        });
-        let (mut reply, payload) = answer.map_err(|error| self.lost(&call.member, &error))?;
+        let (mut reply, payload): (pb::DataReply, _) = connection
+            .reply(FrameKind::DataReply, id, Some(deadline))
+            .map_err(|error| self.lost(&call.member, &error))?;
         self.give_back(&call.member, connection);
         match reply.failure.take() {
             Some(failure) => Err(named(&call.member, failure.into())),

@@ -68,13 +68,6 @@ impl Connection {
         Ok(self.reader.get_ref().try_clone()?)
     }
 
-    /// Returns a request id that this connection has not used.
-    pub fn new_request_id(&mut self) -> u64 {
-        let id = self.next_request_id;
-        self.next_request_id += 1;
-        id
-    }
-
     /// Sends one frame, in one system call as a rule.
     ///
     /// # Errors
@@ -127,7 +120,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// As [`Self::send`] and [`Self::recv`]; [`WireError::Malformed`] if the answer is not the reply to this request.
+    /// As [`Self::request`] and [`Self::reply`].
     pub fn call<R: Message + Default>(
         &mut self,
         kind: FrameKind,
@@ -136,17 +129,39 @@ impl Connection {
         payload: &[u8],
         deadline: Option<Instant>,
     ) -> Result<(R, Bytes), WireError> {
-        let id = self.new_request_id();
+        let id = self.request(kind, head, payload)?;
+        self.reply(reply_kind, id, deadline)
+    }
+
+    /// Sends a request and returns its id, which this connection has not used before. For those who ask several peers at
+    /// once; [`Self::reply`] is the other half.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`].
+    pub fn request(&mut self, kind: FrameKind, head: &impl Message, payload: &[u8]) -> Result<u64, WireError> {
+        let id = self.next_request_id;
+        self.next_request_id += 1;
         self.send(kind, id, head, payload)?;
+        Ok(id)
+    }
+
+    /// Waits for the reply to the request with this id, decoded.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::recv`]; [`WireError::Malformed`] if the next frame is not that reply.
+    pub fn reply<R: Message + Default>(
+        &mut self,
+        kind: FrameKind,
+        request_id: u64,
+        deadline: Option<Instant>,
+    ) -> Result<(R, Bytes), WireError> {
         let frame = self.recv(deadline)?;
-        if frame.kind != reply_kind || frame.request_id != id {
-            return Err(WireError::Malformed(format!(
-                "expected {reply_kind:?} to request {id}, got {:?} to {}",
-                frame.kind, frame.request_id
-            )));
+        if frame.request_id != request_id {
+            return Err(WireError::Malformed(format!("an answer to {} in place of {request_id}", frame.request_id)));
         }
-        let reply = R::decode(frame.head).map_err(|error| WireError::Malformed(error.to_string()))?;
-        Ok((reply, frame.payload))
+        frame.decode(kind)
     }
 
     fn arm(&mut self, deadline: Option<Instant>) -> Result<(), WireError> {

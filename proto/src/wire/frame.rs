@@ -18,6 +18,7 @@
 //! allocated; a header with wrong magic, an unknown kind, or a checksum that does not match closes the connection.
 
 use bytes::Bytes;
+use prost::Message;
 
 use super::WireError;
 use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
@@ -74,6 +75,21 @@ pub struct Frame {
     pub head: Bytes,
     /// Raw bytes after it; may be empty.
     pub payload: Bytes,
+}
+
+impl Frame {
+    /// Returns the head, decoded, and the payload of a frame that must be of this kind.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::Malformed`] if it is of another, or its head is not a message of type `M`.
+    pub fn decode<M: Message + Default>(self, kind: FrameKind) -> Result<(M, Bytes), WireError> {
+        if self.kind != kind {
+            return Err(WireError::Malformed(format!("{:?} where {kind:?} was expected", self.kind)));
+        }
+        let head = M::decode(self.head).map_err(|error| WireError::Malformed(error.to_string()))?;
+        Ok((head, self.payload))
+    }
 }
 
 /// The fixed header of a frame.

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use prost::Message;
 
 use super::{Connection, FrameKind, WireError, pb};
 use crate::ids::{BootSession, ClusterId, NodeId, SessionId};
@@ -104,10 +103,8 @@ pub fn accept_hello(
 ) -> Result<Peer, WireError> {
     let deadline = Instant::now() + timeout;
     let frame = connection.recv(Some(deadline))?;
-    if frame.kind != FrameKind::Hello {
-        return Err(WireError::Malformed(format!("{:?} before the hello", frame.kind)));
-    }
-    let hello = pb::Hello::decode(frame.head).map_err(|error| WireError::Malformed(error.to_string()))?;
+    let request_id = frame.request_id;
+    let (hello, _): (pb::Hello, _) = frame.decode(FrameKind::Hello)?;
     let refused = refusal(own, &hello, allowed).unwrap_or_default();
     let protocol = PROTOCOL.min(hello.protocol);
     let reply = pb::HelloReply {
@@ -119,7 +116,7 @@ pub fn accept_hello(
         boot_session: own.boot.0,
         refused: refused.clone(),
     };
-    connection.send(FrameKind::HelloReply, frame.request_id, &reply, &[])?;
+    connection.send(FrameKind::HelloReply, request_id, &reply, &[])?;
     if !refused.is_empty() {
         return Err(WireError::Refused(refused));
     }
