@@ -1,7 +1,7 @@
 //! The metrics of a mount, all of them.
 
-use dfs_telemetry::{LATENCY_BUCKETS_SECONDS, registered};
-use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use dfs_telemetry::{LATENCY_BUCKETS_SECONDS, counter, counters, gauge, registered};
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Registry};
 
 /// Counters, gauges and histograms of one mount.
 #[derive(Debug)]
@@ -43,9 +43,9 @@ impl Metrics {
     ///
     /// Never: the names below are valid and distinct, which the test shows.
     pub fn new() -> Self {
-        let registry = Registry::new();
+        let registry = dfs_telemetry::registry();
         let r = &registry;
-        let metrics = Self {
+        Self {
             requests: counters(r, "dfs_mount_requests_total", "FUSE requests", &["op"]),
             request_errors: counters(
                 r,
@@ -64,11 +64,8 @@ impl Metrics {
             read_ahead_hits: counter(r, "dfs_mount_read_ahead_hits_total", "Reads answered from read-ahead"),
             waiting_requests: gauge(r, "dfs_mount_waiting_requests", "Requests handed off because they wait long"),
             sessions_lost: counter(r, "dfs_mount_sessions_lost_total", "Sessions lost to the master"),
-            registry: registry.clone(),
-        };
-        let process = prometheus::process_collector::ProcessCollector::for_self();
-        registry.register(Box::new(process)).expect("the process is registered once");
-        metrics
+            registry,
+        }
     }
 
     /// Counts an attempt that is made again.
@@ -90,18 +87,6 @@ impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
-}
-
-fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
-    registered(registry, IntCounter::new(name, help))
-}
-
-fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    registered(registry, IntCounterVec::new(Opts::new(name, help), labels))
-}
-
-fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
-    registered(registry, IntGauge::new(name, help))
 }
 
 fn histogram(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {

@@ -1,7 +1,8 @@
 //! How a daemon is seen from outside: its log, and its page of metrics.
 //!
-//! Each crate lists its own metrics in one `metrics.rs`; this crate serves them. `/metrics` is the Prometheus text
-//! format, process metrics included; `/healthz` answers 200 while the daemon says it is well, else 503 with the reason.
+//! Each crate lists its own metrics in one `metrics.rs`; this crate registers and serves them. `/metrics` is the
+//! Prometheus text format, process metrics included; `/healthz` answers 200 while the daemon says it is well, else 503
+//! with the reason.
 
 mod http;
 mod log;
@@ -10,8 +11,7 @@ mod metric;
 pub use axum;
 pub use http::{Health, serve};
 pub use log::init_log;
-pub use metric::registered;
-pub use prometheus;
+pub use metric::{counter, counters, gauge, gauges, registered, registry};
 
 /// Upper bounds, in seconds, of the buckets of every latency histogram: from a cached answer to a deadline.
 pub const LATENCY_BUCKETS_SECONDS: [f64; 16] =

@@ -3,11 +3,8 @@
 use std::time::Duration;
 
 use dfs_proto::FsError;
-use dfs_telemetry::prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    process_collector::ProcessCollector,
-};
-use dfs_telemetry::{LATENCY_BUCKETS_SECONDS, registered};
+use dfs_telemetry::{LATENCY_BUCKETS_SECONDS, counter, counters, gauge, gauges, registered};
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 /// What is asked of a chunk server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,38 +61,31 @@ pub(super) struct Metrics {
 
 impl Metrics {
     pub fn new() -> Self {
-        let registry = Registry::new();
-        registry.register(Box::new(ProcessCollector::for_self())).expect("its names are its own");
-        let counter = |name: &str, help: &str| registered(&registry, IntCounter::new(name, help));
-        let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help));
-        let by_disk =
-            |name: &str, help: &str| registered(&registry, IntGaugeVec::new(Opts::new(name, help), &["disk"]));
+        let registry = dfs_telemetry::registry();
+        let r = &registry;
+        let by_disk = |name: &str, help: &str| gauges(r, name, help, &["disk"]);
         let buckets = || LATENCY_BUCKETS_SECONDS.to_vec();
-        let requests = registered(
-            &registry,
-            IntCounterVec::new(Opts::new("dfs_chunkd_requests_total", "Requests answered"), &["op"]),
-        );
+        let requests = counters(r, "dfs_chunkd_requests_total", "Requests answered", &["op"]);
         let seconds = HistogramOpts::new("dfs_chunkd_request_seconds", "Time from request to answer");
-        let seconds = registered(&registry, HistogramVec::new(seconds.buckets(buckets()), &["op"]));
-        let errors = Opts::new("dfs_chunkd_request_errors_total", "Requests answered with an error");
+        let seconds = registered(r, HistogramVec::new(seconds.buckets(buckets()), &["op"]));
         let sync_seconds = HistogramOpts::new("dfs_chunkd_sync_seconds", "Time of one fdatasync of a replica");
         Self {
             requests: Operation::ALL
                 .iter()
                 .map(|(_, word)| (requests.with_label_values(&[*word]), seconds.with_label_values(&[*word])))
                 .collect(),
-            errors: registered(&registry, IntCounterVec::new(errors, &["op", "error"])),
-            read_bytes: counter("dfs_chunkd_read_bytes_total", "Bytes served to mounts"),
-            written_bytes: counter("dfs_chunkd_written_bytes_total", "Bytes taken from mounts"),
-            replicas: gauge("dfs_chunkd_replicas", "Replicas on the disks"),
+            errors: counters(r, "dfs_chunkd_request_errors_total", "Requests answered with an error", &["op", "error"]),
+            read_bytes: counter(r, "dfs_chunkd_read_bytes_total", "Bytes served to mounts"),
+            written_bytes: counter(r, "dfs_chunkd_written_bytes_total", "Bytes taken from mounts"),
+            replicas: gauge(r, "dfs_chunkd_replicas", "Replicas on the disks"),
             disk_capacity: by_disk("dfs_chunkd_disk_capacity_bytes", "Size of the disk"),
             disk_free: by_disk("dfs_chunkd_disk_free_bytes", "Bytes left for replicas"),
             disk_failed: by_disk("dfs_chunkd_disk_failed", "1 if the disk failed and is not used"),
-            corrupt_units: counter("dfs_chunkd_corrupt_units_total", "Units found damaged"),
-            repaired_units: counter("dfs_chunkd_repaired_units_total", "Units repaired from another replica"),
-            sync_seconds: registered(&registry, Histogram::with_opts(sync_seconds.buckets(buckets()))),
-            lease_valid: gauge("dfs_chunkd_lease_valid", "1 while the node lease runs"),
-            activations: counter("dfs_chunkd_activations_total", "Times a replica became the active primary"),
+            corrupt_units: counter(r, "dfs_chunkd_corrupt_units_total", "Units found damaged"),
+            repaired_units: counter(r, "dfs_chunkd_repaired_units_total", "Units repaired from another replica"),
+            sync_seconds: registered(r, Histogram::with_opts(sync_seconds.buckets(buckets()))),
+            lease_valid: gauge(r, "dfs_chunkd_lease_valid", "1 while the node lease runs"),
+            activations: counter(r, "dfs_chunkd_activations_total", "Times a replica became the active primary"),
             registry,
         }
     }

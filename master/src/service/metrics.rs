@@ -7,11 +7,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use dfs_proto::{FsError, NodeId};
-use dfs_telemetry::{LATENCY_BUCKETS_SECONDS, registered};
+use dfs_telemetry::{LATENCY_BUCKETS_SECONDS, counters, gauge, gauges, registered};
 use parking_lot::Mutex;
-use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
 };
 
 use crate::core::care::Counters;
@@ -125,7 +124,7 @@ impl Default for MasterMetrics {
 impl MasterMetrics {
     /// Makes them, in a registry of their own, with those of the process.
     pub fn new() -> Self {
-        let registry = Registry::new();
+        let registry = dfs_telemetry::registry();
         let requests = counters(&registry, "dfs_master_requests_total", "Requests of mounts, answered", &["op"]);
         let errors = counters(
             &registry,
@@ -146,7 +145,6 @@ impl MasterMetrics {
                 OpMetrics { requests: requests.with_label_values(&[op]), seconds: seconds.with_label_values(&[op]) };
             (op, metrics)
         });
-        registry.register(Box::new(ProcessCollector::for_self())).expect("its names are its own");
         let this = Self {
             ops: ops.into(),
             errors,
@@ -278,18 +276,6 @@ impl MasterMetrics {
 
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    registered(registry, IntCounterVec::new(Opts::new(name, help), labels))
-}
-
-fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
-    registered(registry, IntGauge::new(name, help))
-}
-
-fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-    registered(registry, IntGaugeVec::new(Opts::new(name, help), labels))
 }
 
 fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
