@@ -196,6 +196,17 @@ impl FsError {
         }
     }
 
+    /// Returns what the wire says beside the code: the bare reason where [`Self::from_wire`] keeps it, for it gets the
+    /// words for its kind back there; else the whole text, for a peer that does not know the code.
+    pub fn detail(&self) -> String {
+        match self {
+            Self::NoReplica(reason) | Self::Corrupt(reason) | Self::Io(reason) | Self::Protocol(reason) => {
+                reason.clone()
+            }
+            other => other.to_string(),
+        }
+    }
+
     /// Returns the error a peer sent as `code` and `detail`.
     pub fn from_wire(code: u32, detail: &str) -> Self {
         match code {
@@ -258,6 +269,15 @@ mod tests {
             assert_eq!(error.code() as usize, at + 1, "{error}");
         }
         assert_eq!(FsError::from_wire(9_999, "new").errno(), libc::EIO);
+    }
+
+    #[test]
+    fn an_error_passes_the_wire_unchanged_however_often() {
+        for sent in (1..=28).map(|code| FsError::from_wire(code, "node 2: its disk")) {
+            let received = FsError::from(crate::wire::pb::Failure::from(&sent));
+            assert_eq!(received, sent);
+            assert_eq!(received.to_string(), sent.to_string());
+        }
     }
 
     #[test]

@@ -147,11 +147,9 @@ impl Peers {
 
 /// Says in an error of `member` that it was that member, so that a log line here is enough to find the culprit.
 fn named(member: &Member, error: FsError) -> FsError {
-    let prefix = FsError::NoReplica(String::new()).to_string();
     match error {
         FsError::NoReplica(reason) => {
-            let reason: String =
-                reason.strip_prefix(&prefix).unwrap_or(&reason).chars().take(REASON_CHARS_MAX).collect();
+            let reason: String = reason.chars().take(REASON_CHARS_MAX).collect();
             FsError::NoReplica(format!("node {}: {reason}", member.node))
         }
         other => other,

@@ -54,7 +54,7 @@ impl From<std::io::Error> for WireError {
 
 impl From<&crate::error::FsError> for pb::Failure {
     fn from(error: &crate::error::FsError) -> Self {
-        Self { code: error.code(), detail: error.to_string() }
+        Self { code: error.code(), detail: error.detail() }
     }
 }
 
