@@ -107,7 +107,32 @@ pub struct Directory {
 #[derive(Debug, Default)]
 struct Stream {
     page: Option<Arc<Page>>,
-    next: Option<(u64, bool, Arc<Promise>)>,
+    next: Option<NextPage>,
+}
+
+/// The page behind the present one, on its way.
+#[derive(Debug)]
+struct NextPage {
+    after: u64,
+    plus: bool,
+    promise: Arc<Promise>,
+}
+
+impl NextPage {
+    /// Returns whether it will do as the page behind `cookie`.
+    fn is_behind(&self, cookie: u64, plus: bool) -> bool {
+        self.after == cookie && (self.plus || !plus)
+    }
+}
+
+impl Stream {
+    /// Returns the present page and the index in it of the first entry behind `cookie`, past its end only at the end of
+    /// the directory, if this page can tell.
+    fn page_behind(&self, cookie: u64, plus: bool) -> Option<(&Arc<Page>, usize)> {
+        let page = self.page.as_ref().filter(|page| page.plus || !plus)?;
+        let index = page.index_after(cookie)?;
+        (index < page.listing.entries.len() || page.listing.end).then_some((page, index))
+    }
 }
 
 impl Directory {
@@ -119,15 +144,12 @@ impl Directory {
     /// Returns whether [`Self::at`] would answer without waiting for the master.
     pub fn is_ready(&self, cookie: u64, plus: bool) -> bool {
         let Some(stream) = self.stream.try_lock() else { return false };
-        let Some(page) = stream.page.as_ref().filter(|page| page.plus || !plus) else { return false };
+        // A listing that begins at 0 asks anew.
         if cookie == 0 {
             return false;
         }
-        match page.index_after(cookie) {
-            Some(index) if index < page.listing.entries.len() || page.listing.end => true,
-            Some(_) => stream.next.as_ref().is_some_and(|(after, _, promise)| *after == cookie && promise.is_kept()),
-            None => false,
-        }
+        stream.page_behind(cookie, plus).is_some()
+            || stream.next.as_ref().is_some_and(|next| next.is_behind(cookie, plus) && next.promise.is_kept())
     }
 
     /// Returns a page and the index in it of the first entry behind `cookie`; the index is past its end only at the end
@@ -141,16 +163,11 @@ impl Directory {
         if restart {
             *stream = Stream::default();
         }
-        if let Some(page) = stream.page.clone().filter(|page| page.plus || !plus)
-            && let Some(index) = page.index_after(cookie)
-            && (index < page.listing.entries.len() || page.listing.end)
-        {
-            return Ok((page, index));
+        if let Some((page, index)) = stream.page_behind(cookie, plus) {
+            return Ok((Arc::clone(page), index));
         }
         let page = match stream.next.take() {
-            Some((after, has_attrs, promise)) if after == cookie && (has_attrs || !plus) && !promise.take() => {
-                promise.wait()?
-            }
+            Some(next) if next.is_behind(cookie, plus) && !next.promise.take() => next.promise.wait()?,
             _ => pages.fetch(self.inode, cookie, plus)?,
         };
         if page.listing.entries.is_empty() && !page.listing.end {
@@ -165,7 +182,7 @@ impl Directory {
         }
         if !page.listing.end {
             let after = page.last_cookie();
-            stream.next = Some((after, plus, pages.fetch_ahead(self.inode, after, plus)));
+            stream.next = Some(NextPage { after, plus, promise: pages.fetch_ahead(self.inode, after, plus) });
         }
         let page = Arc::new(page);
         stream.page = Some(Arc::clone(&page));
@@ -265,6 +282,23 @@ mod tests {
         assert_eq!(*pages.asked.lock(), ["now 0", "ahead 3", "ahead 6"]);
         assert_eq!(list(&directory, &pages, 5, false), [6, 7], "seekdir goes back");
         assert_eq!(list(&directory, &pages, 0, true), [1, 2, 3, 4, 5, 6, 7], "rewinddir asks anew");
+    }
+
+    #[test]
+    fn a_listing_is_ready_if_the_page_it_goes_on_in_is_here_with_what_it_needs() {
+        let pages = Numbers { range: 1..8, asked: Mutex::default() };
+        let table = DirectoryTable::default();
+        let directory = table.get(table.open(InodeId(1))).unwrap();
+        assert!(!directory.is_ready(0, true));
+        directory.at(&pages, 0, true, true).unwrap();
+        assert!(!directory.is_ready(0, true), "a listing from the start asks anew");
+        assert!(directory.is_ready(2, true));
+        assert!(directory.is_ready(3, true) && directory.is_ready(3, false));
+        assert!(!directory.is_ready(5, true), "two pages on");
+        // Names alone from here: what follows is fetched without attributes.
+        directory.at(&pages, 3, false, false).unwrap();
+        assert!(directory.is_ready(4, true) && directory.is_ready(6, false));
+        assert!(!directory.is_ready(6, true), "the page that is here has no attributes");
     }
 
     #[test]
