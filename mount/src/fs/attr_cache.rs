@@ -136,10 +136,7 @@ impl AttrCache {
 
     /// Takes the answer to a change by this mount: older attributes on their way here no longer count.
     pub fn change(&self, attr: &Attr, asked: MonoMs) {
-        let mut inner = self.inner.lock();
-        inner.touch_inode(attr.inode);
-        inner.removed.pop(&attr.inode);
-        inner.known.put(attr.inode, Known { attr: *attr, until: asked.plus(TTL_MS) });
+        self.inner.lock().change(attr, asked);
     }
 
     /// Corrects what is known of an inode, which this mount has changed; it is shown no longer than before.
@@ -180,7 +177,7 @@ impl AttrCache {
                 }
             }
             // It may be any inode but the directory itself: nothing that is known can be trusted.
-            None if change != DirectoryChange::DirectoryAdded => {
+            None => {
                 let directory = inner.known.pop(&parent);
                 inner.known.clear();
                 inner.floor = inner.mark;
@@ -188,29 +185,19 @@ impl AttrCache {
                     inner.known.put(parent, directory);
                 }
             }
-            None => {}
         }
-        inner.touch_inode(parent);
-        if let Some(directory) = inner.known.get_mut(&parent) {
-            let attr = &mut directory.attr;
-            attr.mtime = attr.mtime.max(time);
-            attr.ctime = attr.ctime.max(time);
-            match change {
-                DirectoryChange::Name => {}
-                DirectoryChange::DirectoryAdded => attr.nlink += 1,
-                DirectoryChange::DirectoryRemoved => attr.nlink = attr.nlink.saturating_sub(1),
-            }
-        }
+        inner.change_directory(parent, change, time);
         target
     }
 
     /// Notes that a new inode with these attributes got a name at `time`.
     pub fn add_name(&self, parent: InodeId, name: &Name, attr: &Attr, time: UnixNanos, asked: MonoMs) {
-        self.learn_name(parent, name, attr.inode);
         let change = if attr.is_directory() { DirectoryChange::DirectoryAdded } else { DirectoryChange::Name };
-        self.change_name(parent, name, change, time);
-        self.change(attr, asked);
-        self.learn_name(parent, name, attr.inode);
+        let mut inner = self.inner.lock();
+        inner.touch_name(parent, name);
+        inner.targets.put((parent, name.clone()), attr.inode);
+        inner.change_directory(parent, change, time);
+        inner.change(attr, asked);
     }
 
     /// Returns whether this mount may have changed the inode since `mark`.
@@ -238,6 +225,27 @@ impl AttrCache {
 impl Inner {
     fn is_inode_changed(&self, inode: InodeId, mark: Mark) -> bool {
         self.floor > mark.0 || self.changed_inodes.peek(&inode).is_some_and(|&at| at > mark.0)
+    }
+
+    /// Takes the answer to a change of an inode.
+    fn change(&mut self, attr: &Attr, asked: MonoMs) {
+        self.touch_inode(attr.inode);
+        self.removed.pop(&attr.inode);
+        self.known.put(attr.inode, Known { attr: *attr, until: asked.plus(TTL_MS) });
+    }
+
+    /// Brings the times and links of a directory up to date.
+    fn change_directory(&mut self, directory: InodeId, change: DirectoryChange, time: UnixNanos) {
+        self.touch_inode(directory);
+        if let Some(Known { attr, .. }) = self.known.get_mut(&directory) {
+            attr.mtime = attr.mtime.max(time);
+            attr.ctime = attr.ctime.max(time);
+            match change {
+                DirectoryChange::Name => {}
+                DirectoryChange::DirectoryAdded => attr.nlink += 1,
+                DirectoryChange::DirectoryRemoved => attr.nlink = attr.nlink.saturating_sub(1),
+            }
+        }
     }
 
     fn touch_inode(&mut self, inode: InodeId) {
