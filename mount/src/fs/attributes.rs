@@ -99,12 +99,12 @@ impl FileSystem {
         &self,
         caller: Caller,
         inode: InodeId,
-        name: &[u8],
-        value: &[u8],
+        name: Bytes,
+        value: Bytes,
         flags: u32,
     ) -> Result<(), FsError> {
         let name = writable_xattr(name)?;
-        self.master.set_xattr(caller, inode, name, Bytes::copy_from_slice(value), flags)?;
+        self.master.set_xattr(caller, inode, name, value, flags)?;
         self.attrs.forget(inode);
         self.after_change()
     }
@@ -119,9 +119,9 @@ impl FileSystem {
     /// # Errors
     ///
     /// `NoAttribute`, `NotSupported`.
-    pub fn get_xattr(&self, caller: Caller, inode: InodeId, name: &[u8]) -> Result<Bytes, FsError> {
-        match Xattr::of(name)? {
-            Xattr::Stored => self.master.get_xattr(caller, inode, Bytes::copy_from_slice(name)),
+    pub fn get_xattr(&self, caller: Caller, inode: InodeId, name: Bytes) -> Result<Bytes, FsError> {
+        match Xattr::of(&name)? {
+            Xattr::Stored => self.master.get_xattr(caller, inode, name),
             Xattr::NeverThere => Err(FsError::NoAttribute),
         }
     }
@@ -146,7 +146,7 @@ impl FileSystem {
     /// # Errors
     ///
     /// `NoAttribute`, `NotSupported`.
-    pub fn remove_xattr(&self, caller: Caller, inode: InodeId, name: &[u8]) -> Result<(), FsError> {
+    pub fn remove_xattr(&self, caller: Caller, inode: InodeId, name: Bytes) -> Result<(), FsError> {
         let name = writable_xattr(name)?;
         self.master.remove_xattr(caller, inode, name)?;
         self.attrs.forget(inode);
@@ -181,9 +181,9 @@ impl Xattr {
     }
 }
 
-fn writable_xattr(name: &[u8]) -> Result<Bytes, FsError> {
-    match Xattr::of(name)? {
-        Xattr::Stored => Ok(Bytes::copy_from_slice(name)),
+fn writable_xattr(name: Bytes) -> Result<Bytes, FsError> {
+    match Xattr::of(&name)? {
+        Xattr::Stored => Ok(name),
         Xattr::NeverThere => Err(FsError::NotSupported),
     }
 }
@@ -199,6 +199,6 @@ mod tests {
         assert_eq!(Xattr::of(b"security.selinux"), Ok(Xattr::Stored));
         assert_eq!(Xattr::of(b"security.capability"), Ok(Xattr::NeverThere));
         assert_eq!(Xattr::of(b"system.posix_acl_access"), Err(FsError::NotSupported));
-        assert_eq!(writable_xattr(b"security.capability"), Err(FsError::NotSupported));
+        assert_eq!(writable_xattr(Bytes::from_static(b"security.capability")), Err(FsError::NotSupported));
     }
 }

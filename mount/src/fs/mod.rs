@@ -24,4 +24,4 @@ pub use attr_cache::Shown;
 pub use caller::Caller;
 pub use filesystem::FileSystem;
 pub use namespace::{Entry, NewNode};
-pub use open_files::OpenFile;
+pub use open_files::{OpenFile, may_write};

@@ -43,8 +43,8 @@ impl FileSystem {
     /// # Errors
     ///
     /// `NoEntry`, `NotDirectory`, `NameTooLong`.
-    pub fn lookup(&self, caller: Caller, parent: InodeId, name: &[u8]) -> Result<Shown, FsError> {
-        match name {
+    pub fn lookup(&self, caller: Caller, parent: InodeId, name: Bytes) -> Result<Shown, FsError> {
+        match &name[..] {
             b"." => return self.get_attr(parent),
             b".." if parent == self.root => return self.get_attr(parent),
             b".." => {
@@ -53,7 +53,7 @@ impl FileSystem {
             }
             _ => {}
         }
-        let name = Name::new(Bytes::copy_from_slice(name))?;
+        let name = Name::new(name)?;
         let (asked, mark) = (self.now(), self.attrs.mark());
         let attr = self.master.lookup(caller, parent, &name)?;
         self.attrs.learn(&attr, mark, asked);
@@ -66,8 +66,8 @@ impl FileSystem {
     /// # Errors
     ///
     /// `Exists`, `NoEntry`, `NotDirectory`, `NameTooLong`, `NoSpace`.
-    pub fn make(&self, caller: Caller, parent: InodeId, name: &[u8], node: NewNode) -> Result<Shown, FsError> {
-        let name = Name::new(Bytes::copy_from_slice(name))?;
+    pub fn make(&self, caller: Caller, parent: InodeId, name: Bytes, node: NewNode) -> Result<Shown, FsError> {
+        let name = Name::new(name)?;
         let asked = self.now();
         let make = Make {
             parent,
@@ -90,8 +90,8 @@ impl FileSystem {
     /// # Errors
     ///
     /// `NoEntry`, `IsDirectory`, `NotPermitted`.
-    pub fn unlink(&self, caller: Caller, parent: InodeId, name: &[u8]) -> Result<(), FsError> {
-        let name = Name::new(Bytes::copy_from_slice(name))?;
+    pub fn unlink(&self, caller: Caller, parent: InodeId, name: Bytes) -> Result<(), FsError> {
+        let name = Name::new(name)?;
         let time = self.master.unlink(caller, parent, &name)?;
         self.attrs.change_name(parent, &name, DirectoryChange::Name, time);
         self.after_change()
@@ -102,8 +102,8 @@ impl FileSystem {
     /// # Errors
     ///
     /// `NoEntry`, `NotDirectory`, `NotEmpty`, `NotPermitted`.
-    pub fn rmdir(&self, caller: Caller, parent: InodeId, name: &[u8]) -> Result<(), FsError> {
-        let name = Name::new(Bytes::copy_from_slice(name))?;
+    pub fn rmdir(&self, caller: Caller, parent: InodeId, name: Bytes) -> Result<(), FsError> {
+        let name = Name::new(name)?;
         let time = self.master.rmdir(caller, parent, &name)?;
         self.attrs.change_name(parent, &name, DirectoryChange::DirectoryRemoved, time);
         self.after_change()
@@ -117,12 +117,12 @@ impl FileSystem {
     pub fn rename(
         &self,
         caller: Caller,
-        (parent, name): (InodeId, &[u8]),
-        (new_parent, new_name): (InodeId, &[u8]),
+        (parent, name): (InodeId, Bytes),
+        (new_parent, new_name): (InodeId, Bytes),
         flags: u32,
     ) -> Result<(), FsError> {
-        let name = Name::new(Bytes::copy_from_slice(name))?;
-        let new_name = Name::new(Bytes::copy_from_slice(new_name))?;
+        let name = Name::new(name)?;
+        let new_name = Name::new(new_name)?;
         let time = self.master.rename(caller, (parent, &name), (new_parent, &new_name), flags)?;
         let moved = self.attrs.change_name(parent, &name, DirectoryChange::Name, time);
         self.attrs.change_name(new_parent, &new_name, DirectoryChange::Name, time);
@@ -140,8 +140,8 @@ impl FileSystem {
     /// # Errors
     ///
     /// `Exists`, `NoEntry`, `NotPermitted`, `TooManyLinks`.
-    pub fn link(&self, caller: Caller, inode: InodeId, parent: InodeId, name: &[u8]) -> Result<Shown, FsError> {
-        let name = Name::new(Bytes::copy_from_slice(name))?;
+    pub fn link(&self, caller: Caller, inode: InodeId, parent: InodeId, name: Bytes) -> Result<Shown, FsError> {
+        let name = Name::new(name)?;
         let asked = self.now();
         let attr = self.master.link(caller, inode, parent, &name)?;
         self.attrs.add_name(parent, &name, &attr, attr.ctime, asked);

@@ -19,6 +19,11 @@ pub struct OpenFile {
     pub keep_cache: bool,
 }
 
+/// Returns whether a file that is opened with `flags`, as in open(2), can be written to through that.
+pub fn may_write(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
 impl FileSystem {
     /// Opens a regular file; `flags` as in open(2), without O_TRUNC: the kernel truncates by a call of its own.
     ///
@@ -26,9 +31,8 @@ impl FileSystem {
     ///
     /// `NoEntry` if it is gone.
     pub fn open(&self, caller: Caller, inode: InodeId, flags: i32) -> Result<OpenFile, FsError> {
-        let may_write = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let (asked, mark) = (self.now(), self.attrs.mark());
-        let opened = self.master.open(caller, inode, may_write)?;
+        let opened = self.master.open(caller, inode, may_write(flags))?;
         self.attrs.learn(&opened.attr, mark, asked);
         let content = opened.attr.is_inline.then_some(opened.content);
         Ok(self.enter(&opened.attr, content, flags))
@@ -44,11 +48,11 @@ impl FileSystem {
         &self,
         caller: Caller,
         parent: InodeId,
-        name: &[u8],
+        name: Bytes,
         mode: u32,
         flags: i32,
     ) -> Result<(Shown, OpenFile), FsError> {
-        let name = Name::new(Bytes::copy_from_slice(name))?;
+        let name = Name::new(name)?;
         let asked = self.now();
         let make = Make {
             parent,

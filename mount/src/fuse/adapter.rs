@@ -23,7 +23,7 @@ use super::gate::Gate;
 use super::ops::{Op, OpMetrics, WaitsFor};
 use super::wait_pools::WaitPools;
 use crate::fs::file::{HandleId, Unwritten, Whence};
-use crate::fs::{Caller, Entry, FileSystem, NewNode, OpenFile, Shown};
+use crate::fs::{Caller, Entry, FileSystem, NewNode, OpenFile, Shown, may_write};
 use crate::metrics::Metrics;
 use crate::remote::AttrChange;
 
@@ -86,12 +86,17 @@ impl Shared {
         if inode == self.fs.root() { INodeNo::ROOT } else { INodeNo(inode.0) }
     }
 
-    fn attr(&self, shown: &Shown) -> (Duration, fuser::FileAttr) {
+    fn ttl_and_attr(&self, shown: &Shown) -> (Duration, fuser::FileAttr) {
         (Duration::from_millis(shown.ttl_ms), file_attr(self.node(shown.attr.inode), &shown.attr))
     }
 
-    fn entry(&self, reply: ReplyEntry, shown: &Shown) {
-        let (ttl, attr) = self.attr(shown);
+    fn attr(&self, reply: ReplyAttr, shown: Shown) {
+        let (ttl, attr) = self.ttl_and_attr(&shown);
+        reply.attr(&ttl, &attr);
+    }
+
+    fn entry(&self, reply: ReplyEntry, shown: Shown) {
+        let (ttl, attr) = self.ttl_and_attr(&shown);
         reply.entry(&ttl, &attr, GENERATION);
     }
 
@@ -100,7 +105,7 @@ impl Shared {
         let node = self.node(entry.inode);
         let is_full = match &entry.shown {
             Some(shown) => {
-                let (ttl, attr) = self.attr(shown);
+                let (ttl, attr) = self.ttl_and_attr(shown);
                 reply.add(node, entry.offset, name, &ttl, &attr, GENERATION)
             }
             // The kernel takes the kind and the number of `.` and `..` from it, nothing else.
@@ -139,10 +144,6 @@ fn caller(request: &Request) -> Caller {
 
 fn bytes(name: &OsStr) -> Bytes {
     Bytes::copy_from_slice(name.as_bytes())
-}
-
-fn may_write(flags: i32) -> bool {
-    flags & libc::O_ACCMODE != libc::O_RDONLY
 }
 
 fn open_reply_flags(open: &OpenFile, flags: i32) -> FopenFlags {
@@ -201,12 +202,7 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (caller, parent, name) = (caller(request), self.inode(parent), bytes(name));
-        self.serve(
-            Op::Lookup,
-            reply,
-            move |fs| fs.lookup(caller, parent, &name),
-            |shared, reply, shown| shared.entry(reply, &shown),
-        );
+        self.serve(Op::Lookup, reply, move |fs| fs.lookup(caller, parent, name), Shared::entry);
     }
 
     // Node numbers are inode numbers: nothing is kept for what the kernel knows, so that nothing is to be forgotten.
@@ -214,13 +210,9 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _request: &Request, node: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let inode = self.inode(node);
-        let answer = |shared: &Shared, reply: ReplyAttr, shown: Shown| {
-            let (ttl, attr) = shared.attr(&shown);
-            reply.attr(&ttl, &attr);
-        };
         match self.shared.fs.known_attr(inode) {
-            Some(shown) => self.serve_at_once(Op::GetAttr, reply, |_| Ok(shown), answer),
-            None => self.serve(Op::GetAttr, reply, move |fs| fs.get_attr(inode), answer),
+            Some(shown) => self.serve_at_once(Op::GetAttr, reply, |_| Ok(shown), Shared::attr),
+            None => self.serve(Op::GetAttr, reply, move |fs| fs.get_attr(inode), Shared::attr),
         }
     }
 
@@ -257,16 +249,7 @@ impl Filesystem for Adapter {
             Unwritten::Chunks => WaitsFor::Room,
             Unwritten::Nothing | Unwritten::Inline => WaitsFor::Master,
         };
-        self.serve_waiting(
-            Op::SetAttr,
-            waits_for,
-            reply,
-            move |fs| fs.set_attr(caller, inode, change),
-            |shared, reply, shown| {
-                let (ttl, attr) = shared.attr(&shown);
-                reply.attr(&ttl, &attr);
-            },
-        );
+        self.serve_waiting(Op::SetAttr, waits_for, reply, move |fs| fs.set_attr(caller, inode, change), Shared::attr);
     }
 
     fn readlink(&self, _request: &Request, node: INodeNo, reply: ReplyData) {
@@ -288,41 +271,31 @@ impl Filesystem for Adapter {
         let call = move |fs: &FileSystem| {
             let kind = kind_of_mode(mode).ok_or(FsError::Invalid("no kind of inode that mknod makes"))?;
             let node = NewNode { kind, mode: mode & 0o7777, rdev: device(rdev), target: Bytes::new() };
-            fs.make(caller, parent, &name, node)
+            fs.make(caller, parent, name, node)
         };
-        self.serve(Op::Mknod, reply, call, |shared, reply, shown| shared.entry(reply, &shown));
+        self.serve(Op::Mknod, reply, call, Shared::entry);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
         let (caller, parent, name) = (caller(request), self.inode(parent), bytes(name));
         let node = NewNode { kind: Kind::Directory, mode: mode & 0o7777, rdev: 0, target: Bytes::new() };
-        self.serve(
-            Op::Mkdir,
-            reply,
-            move |fs| fs.make(caller, parent, &name, node),
-            |shared, reply, shown| shared.entry(reply, &shown),
-        );
+        self.serve(Op::Mkdir, reply, move |fs| fs.make(caller, parent, name, node), Shared::entry);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (caller, parent, name) = (caller(request), self.inode(parent), bytes(name));
-        self.serve(Op::Unlink, reply, move |fs| fs.unlink(caller, parent, &name), |_, reply, ()| reply.ok());
+        self.serve(Op::Unlink, reply, move |fs| fs.unlink(caller, parent, name), |_, reply, ()| reply.ok());
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (caller, parent, name) = (caller(request), self.inode(parent), bytes(name));
-        self.serve(Op::Rmdir, reply, move |fs| fs.rmdir(caller, parent, &name), |_, reply, ()| reply.ok());
+        self.serve(Op::Rmdir, reply, move |fs| fs.rmdir(caller, parent, name), |_, reply, ()| reply.ok());
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (caller, parent, name) = (caller(request), self.inode(parent), bytes(name));
         let node = NewNode { kind: Kind::Symlink, mode: 0o777, rdev: 0, target: bytes(target.as_os_str()) };
-        self.serve(
-            Op::Symlink,
-            reply,
-            move |fs| fs.make(caller, parent, &name, node),
-            |shared, reply, shown| shared.entry(reply, &shown),
-        );
+        self.serve(Op::Symlink, reply, move |fs| fs.make(caller, parent, name, node), Shared::entry);
     }
 
     fn rename(
@@ -340,19 +313,14 @@ impl Filesystem for Adapter {
         self.serve(
             Op::Rename,
             reply,
-            move |fs| fs.rename(caller, (parent, &name), (new_parent, &new_name), flags.bits()),
+            move |fs| fs.rename(caller, (parent, name), (new_parent, new_name), flags.bits()),
             |_, reply, ()| reply.ok(),
         );
     }
 
     fn link(&self, request: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (caller, inode, parent, name) = (caller(request), self.inode(node), self.inode(parent), bytes(name));
-        self.serve(
-            Op::Link,
-            reply,
-            move |fs| fs.link(caller, inode, parent, &name),
-            |shared, reply, shown| shared.entry(reply, &shown),
-        );
+        self.serve(Op::Link, reply, move |fs| fs.link(caller, inode, parent, name), Shared::entry);
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -384,9 +352,9 @@ impl Filesystem for Adapter {
         self.serve(
             Op::Create,
             reply,
-            move |fs| fs.create(caller, parent, &name, mode & 0o7777, flags),
+            move |fs| fs.create(caller, parent, name, mode & 0o7777, flags),
             move |shared, reply, (shown, open)| {
-                let (ttl, attr) = shared.attr(&shown);
+                let (ttl, attr) = shared.ttl_and_attr(&shown);
                 let handle = FileHandle(open.handle.0);
                 reply.created(&ttl, &attr, GENERATION, handle, open_reply_flags(&open, flags));
             },
@@ -431,8 +399,7 @@ impl Filesystem for Adapter {
         let answer = |_: &Shared, reply: ReplyWrite, written| reply.written(written);
         let begun = Instant::now();
         if let Some(_pass) = self.shared.gate.enter() {
-            let call = |fs: &FileSystem| write(fs, data);
-            self.shared.carry_out(Op::Write, begun, reply, call, answer);
+            self.shared.carry_out(Op::Write, begun, reply, |shared, _| write(&shared.fs, data), answer);
         } else {
             // The request's buffer is the worker's: what leaves it is copied.
             let data = data.to_vec();
@@ -487,19 +454,15 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn readdir(&self, _request: &Request, _node: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, _request: &Request, _node: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
         let (handle, is_ready) = (handle.0, self.shared.fs.is_listing_ready(handle.0, offset, false));
-        let begun = Instant::now();
-        // The entries go into the reply one by one, so that the reply is part of the call here.
-        let list = move |shared: &Shared| {
-            let outcome = shared.fs.read_dir(handle, offset, false, |entry| {
+        let fill = move |shared: &Shared, reply: &mut ReplyDirectory| {
+            shared.fs.read_dir(handle, offset, false, |entry| {
                 let node = shared.node(entry.inode);
                 !reply.add(node, entry.offset, file_type(entry.kind), OsStr::from_bytes(entry.name))
-            });
-            let call = |_: &FileSystem| outcome;
-            shared.carry_out(Op::ReadDir, begun, reply, call, |_, reply, ()| reply.ok());
+            })
         };
-        self.list(is_ready, list);
+        self.list(Op::ReadDir, is_ready, reply, fill, ReplyDirectory::ok);
     }
 
     fn readdirplus(
@@ -508,16 +471,13 @@ impl Filesystem for Adapter {
         _node: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
         let (handle, is_ready) = (handle.0, self.shared.fs.is_listing_ready(handle.0, offset, true));
-        let begun = Instant::now();
-        let list = move |shared: &Shared| {
-            let outcome = shared.fs.read_dir(handle, offset, true, |entry| shared.add_plus(&mut reply, entry));
-            let call = |_: &FileSystem| outcome;
-            shared.carry_out(Op::ReadDirPlus, begun, reply, call, |_, reply, ()| reply.ok());
+        let fill = move |shared: &Shared, reply: &mut ReplyDirectoryPlus| {
+            shared.fs.read_dir(handle, offset, true, |entry| shared.add_plus(reply, entry))
         };
-        self.list(is_ready, list);
+        self.list(Op::ReadDirPlus, is_ready, reply, fill, ReplyDirectoryPlus::ok);
     }
 
     fn releasedir(&self, _request: &Request, _node: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
@@ -560,7 +520,7 @@ impl Filesystem for Adapter {
         self.serve(
             Op::SetXattr,
             reply,
-            move |fs| fs.set_xattr(caller, inode, &name, &value, flags),
+            move |fs| fs.set_xattr(caller, inode, name, value, flags),
             |_, reply, ()| reply.ok(),
         );
     }
@@ -568,7 +528,7 @@ impl Filesystem for Adapter {
     fn getxattr(&self, request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let (caller, inode, name) = (caller(request), self.inode(node), bytes(name));
         let is_known = FileSystem::is_xattr_known(&name);
-        let call = move |fs: &FileSystem| fs.get_xattr(caller, inode, &name);
+        let call = move |fs: &FileSystem| fs.get_xattr(caller, inode, name);
         let answer = move |_: &Shared, reply: ReplyXattr, value: Bytes| xattr(reply, size, &value);
         match is_known {
             true => self.serve_at_once(Op::GetXattr, reply, call, answer),
@@ -588,7 +548,7 @@ impl Filesystem for Adapter {
 
     fn removexattr(&self, request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (caller, inode, name) = (caller(request), self.inode(node), bytes(name));
-        self.serve(Op::RemoveXattr, reply, move |fs| fs.remove_xattr(caller, inode, &name), |_, reply, ()| reply.ok());
+        self.serve(Op::RemoveXattr, reply, move |fs| fs.remove_xattr(caller, inode, name), |_, reply, ()| reply.ok());
     }
 
     // With `default_permissions` the kernel does not ask; an ENOSYS would be remembered as "anything goes".

@@ -79,16 +79,7 @@ impl Adapter {
         answer: impl FnOnce(&Shared, R, T) + Send + 'static,
     ) {
         let begun = Instant::now();
-        if let Some(_pass) = self.shared.gate.enter() {
-            self.shared.carry_out(op, begun, reply, call, answer);
-            return;
-        }
-        let shared = Arc::clone(&self.shared);
-        self.shared.waiting.inc();
-        self.shared.pools.of(waits_for).spawn(move || {
-            shared.carry_out(op, begun, reply, call, answer);
-            shared.waiting.dec();
-        });
+        self.run(waits_for, move |shared| shared.carry_out(op, begun, reply, |shared, _| call(&shared.fs), answer));
     }
 
     /// Carries a call out that waits for nobody.
@@ -99,37 +90,50 @@ impl Adapter {
         call: impl FnOnce(&FileSystem) -> Result<T, FsError>,
         answer: impl FnOnce(&Shared, R, T),
     ) {
-        self.shared.carry_out(op, Instant::now(), reply, call, answer);
+        self.shared.carry_out(op, Instant::now(), reply, |shared, _| call(&shared.fs), answer);
     }
 
-    /// Carries out a listing, whose reply is filled in on the way.
-    pub(super) fn list(&self, is_ready: bool, list: impl FnOnce(&Shared) + Send + 'static) {
-        let pass = if is_ready { None } else { self.shared.gate.enter() };
-        if is_ready || pass.is_some() {
-            list(&self.shared);
+    /// Carries out a listing, whose reply is filled in by the call, entry by entry: at once if `is_ready`.
+    pub(super) fn list<R: Refuse>(
+        &self,
+        op: Op,
+        is_ready: bool,
+        reply: R,
+        fill: impl FnOnce(&Shared, &mut R) -> Result<(), FsError> + Send + 'static,
+        ok: fn(R),
+    ) {
+        let begun = Instant::now();
+        let job = move |shared: &Shared| shared.carry_out(op, begun, reply, fill, |_, reply, ()| ok(reply));
+        if is_ready { job(&self.shared) } else { self.run(op.waits_for(), job) }
+    }
+
+    /// Runs a job here if the gate is open, else on the pool of those that wait for the same.
+    fn run(&self, waits_for: WaitsFor, job: impl FnOnce(&Shared) + Send + 'static) {
+        if let Some(_pass) = self.shared.gate.enter() {
+            job(&self.shared);
             return;
         }
         let shared = Arc::clone(&self.shared);
         self.shared.waiting.inc();
-        self.shared.pools.of(WaitsFor::Master).spawn(move || {
-            list(&shared);
+        self.shared.pools.of(waits_for).spawn(move || {
+            job(&shared);
             shared.waiting.dec();
         });
     }
 }
 
 impl Shared {
-    /// Carries a call out on this thread, counts it, and answers.
+    /// Carries a call out on this thread, counts it, and answers. The call is lent the reply, to fill it in on the way.
     pub(super) fn carry_out<T, R: Refuse>(
         &self,
         op: Op,
         begun: Instant,
-        reply: R,
-        call: impl FnOnce(&FileSystem) -> Result<T, FsError>,
+        mut reply: R,
+        call: impl FnOnce(&Self, &mut R) -> Result<T, FsError>,
         answer: impl FnOnce(&Self, R, T),
     ) {
         // A worker that dies of one request would leave fewer for all others, and one day none.
-        let result = catch_unwind(AssertUnwindSafe(|| call(&self.fs))).unwrap_or_else(|_| {
+        let result = catch_unwind(AssertUnwindSafe(|| call(self, &mut reply))).unwrap_or_else(|_| {
             tracing::error!(?op, "a bug: the call panicked; it fails with EIO");
             Err(FsError::Io("a bug in the mount".into()))
         });
