@@ -239,15 +239,6 @@ impl Mounted {
         served.and(flushed)
     }
 
-    /// Unmounts; [`Self::wait`] ends then.
-    ///
-    /// # Errors
-    ///
-    /// [`MountError::Unmount`].
-    pub fn unmount(&self) -> Result<(), MountError> {
-        self.unmounter().unmount()
-    }
-
     /// Returns what unmounts it from another thread.
     pub fn unmounter(&self) -> Unmounter {
         Unmounter(self.fuse.unmounter())

@@ -191,6 +191,12 @@ fn calls_cost_the_round_trips_that_are_written_down() {
     assert_eq!(asked, ["Lookup", "Make", "CommitWrite"]);
     assert_eq!(fs::read(test.at("file")).expect("read"), [7; 4096]);
     fs::metadata(test.at("file")).expect("stat");
+    test.master.take_log();
+    drop(fs::File::create(test.at("file")).expect("open with O_TRUNC"));
+    let mut asked = test.master.take_log();
+    asked.retain(|op| op != "Release" && op != "Lookup");
+    assert_eq!(asked, ["Open", "SetAttr"]);
+    assert_eq!(fs::metadata(test.at("file")).expect("stat").len(), 0);
     test.unmount();
 }
 

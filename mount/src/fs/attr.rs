@@ -39,8 +39,6 @@ pub struct Attr {
     pub parent: InodeId,
     /// log2 of the bytes in a chunk of this file.
     pub chunk_size_log2: u32,
-    /// Copies of each chunk that are wanted.
-    pub replicas: u32,
     /// The log position of the last change.
     pub seq: Seq,
 }
@@ -81,7 +79,6 @@ pub(crate) mod tests {
             is_inline: true,
             parent: InodeId(0),
             chunk_size_log2: dfs_proto::limits::CHUNK_SIZE_LOG2,
-            replicas: dfs_proto::limits::REPLICAS,
             seq: Seq(1),
         }
     }

@@ -47,11 +47,6 @@ impl FileSystem {
         self.root
     }
 
-    /// Returns the open files.
-    pub fn files(&self) -> &Arc<FileTable> {
-        &self.files
-    }
-
     /// The session was lost: nothing that is cached or buffered counts any more.
     pub fn session_lost(&self) {
         self.attrs.clear();

@@ -439,9 +439,10 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn fsync(&self, _request: &Request, _node: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, _request: &Request, _node: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let handle = HandleId(handle.0);
-        self.serve(Op::Fsync, reply, move |fs| fs.data().fsync(handle, datasync), |_, reply, ()| reply.ok());
+        // The size belongs to the data, and the times travel with it: there is nothing that fdatasync could leave out.
+        self.serve(Op::Fsync, reply, move |fs| fs.data().fsync(handle), |_, reply, ()| reply.ok());
     }
 
     fn opendir(&self, _request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

@@ -10,6 +10,7 @@
 //! | `stat`, warm | 0 | 0 |
 //! | `stat`, cold | LOOKUP | 1 |
 //! | `open`, `close` of a file | LOOKUP, OPEN (FLUSH if it was opened for writing) | 0/1 + 1 |
+//! | `open` of an existing file with O_TRUNC | LOOKUP, OPEN, SETATTR | 0/1 + 1 + 1 |
 //! | create, write 4 KiB, `close` | LOOKUP, CREATE, GETXATTR, WRITE, FLUSH | 1 + 1 + 0 + 0 + 1 |
 //! | write 4 KiB, `fsync`, of a file in chunks | WRITE, FSYNC | 0 + 2, and 2 to the primary |
 //! | `mkdir`, `symlink`, `mknod` | LOOKUP, MKDIR … | 1 + 1 |

@@ -16,7 +16,7 @@ pub(super) fn attr(message: Option<pb::Attr>) -> Result<Attr, FsError> {
     }
     Ok(Attr {
         inode: InodeId(message.inode),
-        kind: Kind::from_u32(message.kind).ok_or_else(|| FsError::Protocol(format!("inode kind {}", message.kind)))?,
+        kind: kind(message.kind)?,
         mode: message.mode & 0o7777,
         nlink: message.nlink,
         uid: message.uid,
@@ -36,9 +36,13 @@ pub(super) fn attr(message: Option<pb::Attr>) -> Result<Attr, FsError> {
         } else {
             message.chunk_size_log2
         },
-        replicas: message.replicas,
         seq: Seq(message.seq),
     })
+}
+
+/// Reads the kind of an inode.
+pub(super) fn kind(number: u32) -> Result<Kind, FsError> {
+    Kind::from_u32(number).ok_or_else(|| FsError::Protocol(format!("inode kind {number}")))
 }
 
 /// Reads a chunk's location.
@@ -50,13 +54,9 @@ pub(super) fn location(message: pb::ChunkLocation) -> Location {
         replicas: message
             .replicas
             .into_iter()
-            .map(|replica| Replica {
-                node: NodeId(replica.node),
-                address: Arc::from(replica.address),
-                alive: replica.alive,
-            })
+            .map(|replica| Replica { node: NodeId(replica.node), address: Arc::from(replica.address) })
             .collect(),
-        grant: message.grant.clone(),
+        grant: message.grant,
     }
 }
 

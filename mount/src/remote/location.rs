@@ -12,8 +12,6 @@ pub struct Replica {
     pub node: NodeId,
     /// Its data plane, `host:port`.
     pub address: Arc<str>,
-    /// The master heard of it lately.
-    pub alive: bool,
 }
 
 /// Where the replicas of one chunk of a file are, and the right to use them.

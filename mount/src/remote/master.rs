@@ -88,8 +88,6 @@ pub struct Opened {
 pub struct Made {
     /// Its attributes.
     pub attr: Attr,
-    /// The whole content of a file that existed and was opened, if `attr.is_inline`.
-    pub content: Bytes,
     /// It was made by this call.
     pub created: bool,
     /// When: the directory's new mtime and ctime.
@@ -291,14 +289,11 @@ impl MasterClient {
         let effect = if make.open { Effect::ChangesAndOpens } else { Effect::Changes };
         let answer = self.session.call(caller, body, effect)?;
         match answer.body {
-            meta_reply::Body::Opened(opened) => Ok(Made {
-                attr: convert::attr(opened.attr)?,
-                content: opened.content,
-                created: opened.created,
-                time: answer.time,
-            }),
+            meta_reply::Body::Opened(opened) => {
+                Ok(Made { attr: convert::attr(opened.attr)?, created: opened.created, time: answer.time })
+            }
             meta_reply::Body::Entry(entry) if !make.open => {
-                Ok(Made { attr: convert::attr(entry.attr)?, content: Bytes::new(), created: true, time: answer.time })
+                Ok(Made { attr: convert::attr(entry.attr)?, created: true, time: answer.time })
             }
             _ => Err(missing("new inode")),
         }
@@ -407,8 +402,7 @@ impl MasterClient {
                         cookie: entry.cookie,
                         name: entry.name,
                         inode: InodeId(entry.inode),
-                        kind: Kind::from_u32(entry.kind)
-                            .ok_or_else(|| FsError::Protocol(format!("inode kind {}", entry.kind)))?,
+                        kind: convert::kind(entry.kind)?,
                         attr: entry.attr.map(|attr| convert::attr(Some(attr))).transpose()?,
                     });
                 }

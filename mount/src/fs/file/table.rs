@@ -194,9 +194,7 @@ impl FileTable {
     /// # Errors
     ///
     /// As [`Self::flush`], and those of the barriers.
-    pub fn fsync(&self, handle: HandleId, datasync: bool) -> Result<(), FsError> {
-        // The size belongs to the data, and the times travel with it: there is nothing that fdatasync could leave out.
-        let _ = datasync;
+    pub fn fsync(&self, handle: HandleId) -> Result<(), FsError> {
         self.file(handle)?.fsync(handle)
     }
 

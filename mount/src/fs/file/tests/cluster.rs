@@ -143,7 +143,7 @@ impl Inner {
                     index: ChunkIndex(index),
                     chunk,
                     version: Version(version),
-                    replicas: vec![Replica { node: NodeId(1), address: "fake:1".into(), alive: true }],
+                    replicas: vec![Replica { node: NodeId(1), address: "fake:1".into() }],
                     grant: Bytes::new(),
                 }
             })

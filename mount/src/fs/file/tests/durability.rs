@@ -7,7 +7,7 @@ use super::*;
 /// The master's disk has all that it knows, as some milliseconds after any change.
 fn master_syncs(mount: &Mount) {
     let other = mount.open(mount.cluster.make().inode);
-    mount.table.fsync(other, false).unwrap();
+    mount.table.fsync(other).unwrap();
 }
 
 fn content_after_power_loss(mount: &Mount, inode: InodeId) -> Bytes {
@@ -21,7 +21,7 @@ fn fsync_survives_power_loss() {
     let (mount, inode, handle) = mount();
     let content = pattern(3 * CHUNK as usize + 100, 1);
     mount.write(handle, 0, &content);
-    mount.table.fsync(handle, false).unwrap();
+    mount.table.fsync(handle).unwrap();
     mount.write(handle, 5, b"later");
     mount.table.flush(handle).unwrap();
     assert_eq!(content_after_power_loss(&mount, inode), &content[..]);
@@ -31,7 +31,7 @@ fn fsync_survives_power_loss() {
 fn synced_inline_content_survives_power_loss_after_it_moved_into_chunks_without_a_sync() {
     let (mount, inode, handle) = mount();
     mount.write(handle, 0, b"synced");
-    mount.table.fsync(handle, false).unwrap();
+    mount.table.fsync(handle).unwrap();
     mount.write(handle, 20_000, b"not synced");
     mount.table.flush(handle).unwrap();
     assert!(!mount.cluster.attr(inode).is_inline);
@@ -56,7 +56,7 @@ fn an_fsync_after_a_reopen_covers_what_was_written_before() {
     mount.table.release(handle);
     assert_eq!(mount.table.open_files(), 0);
     let handle = mount.open(inode);
-    mount.table.fsync(handle, false).unwrap();
+    mount.table.fsync(handle).unwrap();
     assert_eq!(content_after_power_loss(&mount, inode), &content[..]);
 }
 
@@ -67,9 +67,9 @@ fn an_fsync_waits_for_the_one_that_is_at_it() {
     mount.write(first, 0, &pattern(30_000, 1));
     mount.cluster.hold_barriers(true);
     std::thread::scope(|scope| {
-        let one = scope.spawn(|| mount.table.fsync(first, false));
+        let one = scope.spawn(|| mount.table.fsync(first));
         let other = scope.spawn(|| {
-            let outcome = mount.table.fsync(second, false);
+            let outcome = mount.table.fsync(second);
             (outcome, mount.cluster.barriers())
         });
         let deadline = Instant::now() + Duration::from_millis(200);
@@ -94,10 +94,8 @@ fn those_who_wait_behind_a_call_that_hangs_fail_in_time() {
     let begun = Instant::now();
     let mount = &mount;
     std::thread::scope(|scope| {
-        let calls: Vec<_> = handles
-            .iter()
-            .map(|&handle| scope.spawn(move || (mount.table.fsync(handle, false), begun.elapsed())))
-            .collect();
+        let calls: Vec<_> =
+            handles.iter().map(|&handle| scope.spawn(move || (mount.table.fsync(handle), begun.elapsed()))).collect();
         let deadline = begun + Duration::from_secs(5);
         while calls.iter().filter(|call| call.is_finished()).count() < handles.len() - 1 && Instant::now() < deadline {
             std::thread::yield_now();
@@ -113,13 +111,13 @@ fn those_who_wait_behind_a_call_that_hangs_fail_in_time() {
 fn a_size_is_not_told_before_the_bytes_below_it_are_on_stable_media() {
     let (mount, inode, handle) = mount();
     mount.write(handle, 0, &pattern(30_000, 1));
-    mount.table.fsync(handle, false).unwrap();
+    mount.table.fsync(handle).unwrap();
     mount.write(handle, 30_000, &pattern(30_000, 2));
     mount.cluster.refuse_barriers(Some(FsError::Io("the disk is gone".into())));
-    assert!(mount.table.fsync(handle, false).is_err());
+    assert!(mount.table.fsync(handle).is_err());
     assert_eq!(mount.cluster.attr(inode).size, 30_000);
     mount.cluster.refuse_barriers(None);
-    mount.table.fsync(handle, false).unwrap();
+    mount.table.fsync(handle).unwrap();
     assert_eq!(mount.cluster.attr(inode).size, 60_000);
 }
 

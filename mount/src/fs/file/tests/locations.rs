@@ -10,7 +10,7 @@ fn large_file() -> (Mount, InodeId, HandleId, Vec<u8>) {
     let (mount, inode, handle) = mount();
     let content: Vec<u8> = (0..CHUNKS).flat_map(|at| pattern(CHUNK as usize, at as u8)).collect();
     mount.write(handle, 0, &content);
-    mount.table.fsync(handle, false).unwrap();
+    mount.table.fsync(handle).unwrap();
     (mount, inode, handle, content)
 }
 
@@ -48,7 +48,7 @@ fn an_fsync_reaches_a_chunk_whose_location_fell_out() {
     mount.table.flush(handle).unwrap();
     look_at_the_end(&mount, handle);
     let before = mount.cluster.barriers();
-    mount.table.fsync(handle, false).unwrap();
+    mount.table.fsync(handle).unwrap();
     assert_eq!(mount.cluster.barriers() - before, 1);
     mount.cluster.crash();
     let other = Mount::new(&mount.cluster, settings());

@@ -227,7 +227,7 @@ fn mapped_pages_go_to_their_offset_whatever_the_handle() {
 fn what_was_pushed_and_cut_off_does_not_come_back() {
     let (mount, inode, handle) = mount();
     mount.write(handle, 0, &pattern(200_000, 7));
-    mount.table.fsync(handle, false).unwrap();
+    mount.table.fsync(handle).unwrap();
     mount.write(handle, 200_000, &pattern(30_000, 7));
     // Full slots are pushed at once; the size that covers them is not committed.
     assert_eq!(mount.truncate(inode, 100_000).size, 100_000);
@@ -255,15 +255,15 @@ fn a_failed_push_is_reported_once_by_every_handle_open_at_the_time() {
     let second = mount.open(inode);
     mount.write(first, 0, &pattern(100_000, 1));
     mount.cluster.refuse(Some(FsError::NoSpace));
-    assert_eq!(mount.table.fsync(first, false), Err(FsError::NoSpace));
+    assert_eq!(mount.table.fsync(first), Err(FsError::NoSpace));
     mount.cluster.refuse(None);
     let third = mount.open(inode);
-    assert_eq!(mount.table.fsync(third, false), Ok(()));
+    assert_eq!(mount.table.fsync(third), Ok(()));
     assert_eq!(mount.table.flush(second), Err(FsError::NoSpace));
     assert_eq!(mount.table.flush(second), Ok(()));
-    assert_eq!(mount.table.fsync(first, false), Ok(()));
+    assert_eq!(mount.table.fsync(first), Ok(()));
     mount.write(first, 0, b"goes on");
-    mount.table.fsync(first, false).unwrap();
+    mount.table.fsync(first).unwrap();
 }
 
 #[test]
@@ -380,7 +380,7 @@ fn what_was_read_ahead_is_not_shown_after_a_write_below_it() {
     mount.read(reader, 0, CHUNK as u32);
     mount.read(reader, CHUNK, CHUNK as u32);
     mount.write(handle, 3 * CHUNK, b"new");
-    mount.table.fsync(handle, false).unwrap();
+    mount.table.fsync(handle).unwrap();
     assert_eq!(mount.read(reader, 2 * CHUNK, CHUNK as u32).len(), CHUNK as usize);
     assert_eq!(mount.read(reader, 3 * CHUNK, 3), &b"new"[..]);
 }
@@ -447,8 +447,8 @@ fn a_lost_session_fails_what_was_buffered() {
     mount.write(handle, 0, b"lost");
     mount.table.session_lost();
     assert_eq!(mount.read(handle, 0, 4), &b"kept"[..]);
-    assert_eq!(mount.table.fsync(handle, false), Err(FsError::SessionLost));
-    assert_eq!(mount.table.fsync(handle, false), Ok(()));
+    assert_eq!(mount.table.fsync(handle), Err(FsError::SessionLost));
+    assert_eq!(mount.table.fsync(handle), Ok(()));
     assert_eq!(mount.table.dirty_bytes(), 0);
     assert_eq!(mount.cluster.attr(inode).size, 4);
 }
@@ -461,7 +461,7 @@ fn faults_that_pass_are_not_seen() {
     for (at, piece) in content.chunks(50_000).enumerate() {
         mount.write(handle, at as u64 * 50_000, piece);
     }
-    mount.table.fsync(handle, false).unwrap();
+    mount.table.fsync(handle).unwrap();
     let other = Mount::new(&mount.cluster, settings());
     let there = other.open(inode);
     let mut seen = Vec::new();
@@ -553,7 +553,7 @@ fn an_extension_of_an_empty_file_is_one_call() {
     assert_eq!(mount.truncate(inode, 1 << 30).size, 1 << 30);
     assert_eq!(mount.cluster.counts().2, 0, "no commit");
     mount.write(handle, 1 << 29, b"middle");
-    mount.table.fsync(handle, false).unwrap();
+    mount.table.fsync(handle).unwrap();
     let attr = mount.cluster.attr(inode);
     assert_eq!((attr.size, attr.chunks), (1 << 30, 1));
 }

@@ -88,7 +88,7 @@ fn run(ops: Vec<Op>, seed: u64, faults: Faults) {
                 assert_eq!(mount.truncate(inode, size).size, size);
                 model.resize(size as usize, 0);
             }
-            Op::Fsync { second } => mount.table.fsync(handles[usize::from(second)], false).unwrap(),
+            Op::Fsync { second } => mount.table.fsync(handles[usize::from(second)]).unwrap(),
             Op::Flush { second } => mount.table.flush(handles[usize::from(second)]).unwrap(),
             Op::Reopen { second } => {
                 mount.table.release(handles[usize::from(second)]);

@@ -24,7 +24,7 @@ fn work(mount: &Mount, inode: InodeId, thread: u64, seed: u64) {
             0 => {
                 mount.truncate(inode, offset);
             }
-            1 => mount.table.fsync(handle, false).unwrap(),
+            1 => mount.table.fsync(handle).unwrap(),
             2 => mount.table.flush(handle).unwrap(),
             3 => {
                 mount.table.release(handle);
