@@ -15,6 +15,16 @@ pub struct WriteStamp {
     pub seq: u64,
 }
 
+impl WriteStamp {
+    /// Returns the largest stamp that is smaller. Only the stamp of units that were never written has none.
+    pub fn just_below(self) -> Self {
+        match self.seq.checked_sub(1) {
+            Some(seq) => Self { seq, ..self },
+            None => Self { version: Version(self.version.0.saturating_sub(1)), seq: u64::MAX },
+        }
+    }
+}
+
 /// One unit of one replica. Equal states stand for equal bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnitState {
@@ -38,10 +48,5 @@ impl UnitState {
     /// Returns a unit that was zeroed.
     pub fn tombstone(stamp: WriteStamp) -> Self {
         Self { stamp, crc: ZERO_UNIT_CRC, hole: true }
-    }
-
-    /// Returns whether no write has ever touched it.
-    pub fn is_never(&self) -> bool {
-        self.hole && self.stamp == WriteStamp::default()
     }
 }

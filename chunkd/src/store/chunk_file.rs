@@ -5,9 +5,10 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::iter;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use dfs_proto::{ChunkId, Version};
+use dfs_proto::ChunkId;
 use parking_lot::Mutex;
 
 use super::StoreError;
@@ -39,7 +40,6 @@ pub struct ChunkFile<F = OsFile> {
     units: u32,
     /// Units that were found damaged and not written since.
     damaged: Mutex<BTreeSet<u32>>,
-    has_damage: AtomicBool,
     /// Changes of the file that have ended; those before it was opened count as one.
     changes: AtomicU64,
     synced: Mutex<Synced>,
@@ -86,7 +86,6 @@ impl<F: RawFile> ChunkFile<F> {
             chunk: header.chunk,
             units: units(header.chunk_size_log2),
             damaged: Mutex::default(),
-            has_damage: AtomicBool::new(false),
             changes: AtomicU64::new(1),
             synced: Mutex::default(),
         }
@@ -172,44 +171,21 @@ impl<F: RawFile> ChunkFile<F> {
     pub fn read(&self, first: u32, count: u32, buffer: &mut [u8]) -> Result<Vec<UnitRead>, StoreError> {
         assert_eq!(buffer.len(), count as usize * UNIT_BYTES);
         let slots = self.slots(first, count)?;
-        let is_data = |slot: &Slot| matches!(slot, Slot::Known { state, .. } if !state.hole);
-        let mut reads = vec![UnitRead::Good(UnitState::NEVER); count as usize];
-        let Some(from) = slots.iter().position(is_data) else {
-            buffer.fill(0);
-            for (read, slot) in reads.iter_mut().zip(&slots) {
-                *read = self.judge(slot, &[]);
-            }
-            return Ok(reads);
-        };
-        let to = slots.iter().rposition(is_data).expect("there is a first one") + 1;
-        let span = from * UNIT_BYTES..to * UNIT_BYTES;
-        let is_read = self.file.read_at(&mut buffer[span.clone()], data_offset(first + from as u32)).is_ok();
-        buffer[..span.start].fill(0);
-        buffer[span.end..].fill(0);
-        for (at, (slot, content)) in slots.iter().zip(buffer.chunks_exact_mut(UNIT_BYTES)).enumerate() {
-            if !is_data(slot) {
+        let from = slots.iter().position(Slot::holds_data).unwrap_or(0);
+        let to = slots.iter().rposition(Slot::holds_data).map_or(from, |last| last + 1);
+        let span = &mut buffer[from * UNIT_BYTES..to * UNIT_BYTES];
+        let is_read = span.is_empty() || self.file.read_at(span, data_offset(first + from as u32)).is_ok();
+        let units = slots.iter().zip(buffer.chunks_exact_mut(UNIT_BYTES)).zip(first..);
+        let checked = units.map(|((slot, content), unit)| {
+            if !slot.holds_data() {
                 content.fill(0);
-                reads[at] = self.judge(slot, &[]);
-                continue;
-            }
-            if !is_read {
+            } else if !is_read && self.file.read_at(content, data_offset(unit)).is_err() {
                 // A bad sector somewhere in the span: the good units around it are still served.
-                if self.file.read_at(content, data_offset(first + at as u32)).is_err() {
-                    reads[at] = UnitRead::Bad;
-                    continue;
-                }
+                return UnitRead::Bad;
             }
-            reads[at] = self.judge(slot, content);
-        }
-        Ok(reads)
-    }
-
-    fn judge(&self, slot: &Slot, content: &[u8]) -> UnitRead {
-        match slot {
-            Slot::Never => UnitRead::Good(UnitState::NEVER),
-            Slot::Known { state, .. } if state.hole || crc32c::crc32c(content) == state.crc => UnitRead::Good(*state),
-            Slot::Known { .. } | Slot::Damaged => UnitRead::Bad,
-        }
+            check(slot, content)
+        });
+        Ok(checked.collect())
     }
 
     /// Writes units from `first` on: `payload` has the content of those that are not holes, in order. Checksums are the
@@ -223,13 +199,22 @@ impl<F: RawFile> ChunkFile<F> {
         let data_units = states.iter().filter(|state| !state.hole).count();
         assert_eq!(payload.len(), data_units * UNIT_BYTES, "a unit of payload for each unit with data");
         let slots = self.slots(first, count)?;
-        let mut table = Vec::with_capacity(states.len() * ENTRY_BYTES);
-        for ((state, slot), unit) in states.iter().zip(&slots).zip(first..) {
+        let written = self.write_entries(first, states, &slots).and_then(|()| self.put_data(first, states, payload));
+        self.finish(first, count, written.map_err(write_error))
+    }
+
+    /// Writes the entries of units from `first` on, which had `slots` until now.
+    fn write_entries<'a>(
+        &self,
+        first: u32,
+        states: impl IntoIterator<Item = &'a UnitState>,
+        slots: &[Slot],
+    ) -> io::Result<()> {
+        let mut table = Vec::with_capacity(slots.len() * ENTRY_BYTES);
+        for ((state, slot), unit) in states.into_iter().zip(slots).zip(first..) {
             table.extend_from_slice(&Slot::encode(state, slot.as_previous(), self.chunk, unit));
         }
-        let written =
-            self.file.write_at(&table, entry_offset(first)).and_then(|()| self.put_data(first, states, payload));
-        self.finish(first, count, written)
+        self.file.write_at(&table, entry_offset(first))
     }
 
     fn put_data(&self, first: u32, states: &[UnitState], payload: &[u8]) -> io::Result<()> {
@@ -262,45 +247,34 @@ impl<F: RawFile> ChunkFile<F> {
             let mut at = unit;
             for run in slots.chunk_by(|one, next| (*one == Slot::Never) == (*next == Slot::Never)) {
                 if run[0] != Slot::Never {
-                    let mut table = Vec::with_capacity(run.len() * ENTRY_BYTES);
-                    for (slot, unit) in run.iter().zip(at..) {
-                        table.extend_from_slice(&Slot::encode(&tombstone, slot.as_previous(), self.chunk, unit));
-                    }
-                    self.file.write_at(&table, entry_offset(at)).map_err(write_error)?;
+                    self.write_entries(at, iter::repeat(&tombstone), run).map_err(write_error)?;
                 }
                 at += run.len() as u32;
             }
             Ok(())
         });
         let zeroed = match zeroed {
-            Ok(()) => self.file.punch(data_offset(first), u64::from(count) * UNIT_BYTES as u64),
-            Err(StoreError::NoSpace) => Err(io::Error::from(io::ErrorKind::StorageFull)),
-            Err(StoreError::Read(error) | StoreError::Write(error)) => Err(error),
-            Err(other) => {
-                self.note_change();
-                return Err(other);
-            }
+            Ok(()) => self.file.punch(data_offset(first), u64::from(count) * UNIT_BYTES as u64).map_err(write_error),
+            // Entries before the one that cannot be read may have been written: the disk has failed a write half-way.
+            Err(StoreError::Read(error)) => Err(write_error(error)),
+            failed => failed,
         };
         self.finish(first, count, zeroed)
     }
 
     /// Ends a write: on success its units are whole again; after a failure each is settled to what it really holds.
-    fn finish(&self, first: u32, count: u32, written: io::Result<()>) -> Result<(), StoreError> {
+    fn finish(&self, first: u32, count: u32, written: Result<(), StoreError>) -> Result<(), StoreError> {
         self.note_change();
         match written {
             Ok(()) => {
-                if self.has_damage.load(Ordering::Acquire) {
-                    let mut damaged = self.damaged.lock();
-                    damaged.retain(|unit| !(first..first + count).contains(unit));
-                    self.has_damage.store(!damaged.is_empty(), Ordering::Release);
-                }
+                self.damaged.lock().retain(|unit| !(first..first + count).contains(unit));
                 Ok(())
             }
             Err(error) => {
                 let settled = self.settle(first, count);
                 self.note_change();
                 settled?;
-                Err(write_error(error))
+                Err(error)
             }
         }
     }
@@ -358,8 +332,7 @@ impl<F: RawFile> ChunkFile<F> {
     ///
     /// [`StoreError::Read`].
     pub fn is_allocated(&self, first: u32, count: u32) -> Result<bool, StoreError> {
-        let is_data = |slot: &Slot| matches!(slot, Slot::Known { state, .. } if !state.hole);
-        Ok(self.slots(first, count)?.iter().all(is_data))
+        Ok(self.slots(first, count)?.iter().all(Slot::holds_data))
     }
 
     /// Returns the parts `[first, end)` of `count` units from `first` on that hold data, ascending.
@@ -373,7 +346,7 @@ impl<F: RawFile> ChunkFile<F> {
         self.walk(first, count, |first, slots| {
             for (slot, unit) in slots.iter().zip(first..) {
                 // A damaged entry stands for data: a read of it says what is wrong.
-                let is_data = !matches!(slot, Slot::Never) && !matches!(slot, Slot::Known { state, .. } if state.hole);
+                let is_data = slot.holds_data() || *slot == Slot::Damaged;
                 match extents.last_mut() {
                     Some((_, end)) if is_data && *end == unit => *end += 1,
                     _ if is_data => extents.push((unit, unit + 1)),
@@ -388,7 +361,6 @@ impl<F: RawFile> ChunkFile<F> {
     /// Notes that `unit` is damaged: it is left out of the table until it is written.
     pub fn note_damage(&self, unit: u32) {
         self.damaged.lock().insert(unit);
-        self.has_damage.store(true, Ordering::Release);
     }
 
     /// Returns the chunk.
@@ -402,11 +374,12 @@ impl<F: RawFile> ChunkFile<F> {
     }
 }
 
-/// Returns the seq and version of a stamp just below `stamp`.
-pub(super) fn just_below(stamp: WriteStamp) -> WriteStamp {
-    match stamp.seq.checked_sub(1) {
-        Some(seq) => WriteStamp { seq, ..stamp },
-        None => WriteStamp { version: Version(stamp.version.0.saturating_sub(1)), seq: u64::MAX },
+/// Holds what was read of a unit against its entry. The content of a hole does not matter.
+fn check(slot: &Slot, content: &[u8]) -> UnitRead {
+    match slot {
+        Slot::Never => UnitRead::Good(UnitState::NEVER),
+        Slot::Known { state, .. } if state.hole || crc32c::crc32c(content) == state.crc => UnitRead::Good(*state),
+        Slot::Known { .. } | Slot::Damaged => UnitRead::Bad,
     }
 }
 

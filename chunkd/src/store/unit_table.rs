@@ -62,6 +62,11 @@ impl Slot {
         }
     }
 
+    /// Returns whether the entry says that the unit holds data.
+    pub fn holds_data(&self) -> bool {
+        matches!(self, Self::Known { state, .. } if !state.hole)
+    }
+
     /// Returns what the unit holds, if the entry says so.
     pub fn state(&self) -> Option<UnitState> {
         match self {
