@@ -46,8 +46,10 @@ pub(super) struct Announcement {
     pub host_boot_id: String,
 }
 
+/// What the master says to a registration that this server goes by from then on.
 #[derive(Clone, Copy, Debug)]
-struct Rhythm {
+struct Registration {
+    node: NodeId,
     pulse: Duration,
     report: Duration,
 }
@@ -85,13 +87,13 @@ pub(super) async fn run(shared: Arc<Shared>, endpoint: Endpoint, announcement: A
     let mut refused_since = None;
     loop {
         match register(&shared, &mut client, &announcement).await {
-            Ok(rhythm) => {
+            Ok(registration) => {
                 if let Some(since) = refused_since.take() {
                     let away: Duration = Instant::now() - since;
                     tracing::info!(seconds = away.as_secs(), "the master answers again");
                 }
                 let began = Instant::now();
-                beat(&shared, &mut client, rhythm).await;
+                beat(&shared, &mut client, registration).await;
                 shared.lease.lock().revoke();
                 // Two processes with one identity take the place from each other again and again.
                 pause = if began.elapsed() > LOG_EVERY { RETRY_FIRST } else { (pause * 2).min(RETRY_MAX) };
@@ -136,7 +138,7 @@ async fn register(
     shared: &Shared,
     client: &mut ChunkServersClient<Channel>,
     announcement: &Announcement,
-) -> Result<Rhythm, Refusal> {
+) -> Result<Registration, Refusal> {
     let request = pb::RegisterRequest {
         cluster_id: shared.store.cluster().map_or_else(Bytes::new, |id| Bytes::copy_from_slice(&id.0)),
         server_id: Bytes::copy_from_slice(&shared.store.server()),
@@ -171,7 +173,7 @@ async fn register(
     *shared.membership.write() = Some(Membership { cluster, node, key: GrantKey::new(key) });
     tracing::info!(%node, %cluster, "registered");
     let ms = |ms: u64, default: u64| Duration::from_millis(if ms == 0 { default } else { ms });
-    Ok(Rhythm { pulse: ms(reply.pulse_ms, 1_000), report: ms(reply.report_ms, 30_000) })
+    Ok(Registration { node, pulse: ms(reply.pulse_ms, 1_000), report: ms(reply.report_ms, 30_000) })
 }
 
 /// Sorts the master's refusals: those that are about what this server is do not change by themselves.
@@ -196,17 +198,17 @@ fn brief(status: &Status) -> String {
 }
 
 /// Pulses and reports until the master does not know us.
-async fn beat(shared: &Arc<Shared>, client: &mut ChunkServersClient<Channel>, rhythm: Rhythm) {
+async fn beat(shared: &Arc<Shared>, client: &mut ChunkServersClient<Channel>, registration: Registration) {
+    let Registration { node, pulse, report } = registration;
     let mut deleted: Vec<u64> = Vec::new();
     let mut deleting: Option<JoinHandle<Vec<u64>>> = None;
     let mut silence = Complaint::default();
     let mut failed_reported = 0;
     let mut next_report = tokio::time::Instant::now();
-    let mut ticks = tokio::time::interval(rhythm.pulse);
+    let mut ticks = tokio::time::interval(pulse);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let Some(node) = shared.membership.read().as_ref().map(|known| known.node) else { return };
         let request = pb::PulseRequest { node: node.0, boot_session: shared.boot.0, deleted: deleted.clone() };
         // Before it is sent: the lease must never outlast the master's idea of it.
         let sent = shared.now();
@@ -235,7 +237,7 @@ async fn beat(shared: &Arc<Shared>, client: &mut ChunkServersClient<Channel>, rh
             let request = pb::ReportRequest { node: node.0, boot_session: shared.boot.0, disks: disks(shared) };
             match client.report(request).await.map(tonic::Response::into_inner) {
                 Ok(reply) if reply.known => {
-                    next_report = tokio::time::Instant::now() + rhythm.report;
+                    next_report = tokio::time::Instant::now() + report;
                     failed_reported = failed;
                 }
                 Ok(_) => return,
@@ -288,7 +290,7 @@ fn measure(shared: &Shared) {
         metrics.disk_free.with_label_values(&[&path]).set(free as i64);
         metrics.disk_failed.with_label_values(&[&path]).set(i64::from(disk.has_failed()));
     }
-    metrics.replicas.set(shared.store.len() as i64);
+    metrics.replicas.set(shared.store.replicas() as i64);
     metrics.lease_valid.set(i64::from(shared.has_lease()));
 }
 

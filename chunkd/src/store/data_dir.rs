@@ -4,7 +4,7 @@
 //! DIR/IDENTITY        text, a word and its value a line: dfs-chunkd 1 (format), cluster, server, disk (hex), crc
 //! DIR/LOCK            flock'ed while a process uses the directory
 //! DIR/BOOT            the host's boot id when the directory was last taken into use
-//! DIR/CLEAN           exists after an orderly stop, until the next start
+//! DIR/CLEAN           exists after an orderly stop, until the next start; what is in it does not matter
 //! DIR/replicas/xx/    one file per replica, named by the chunk id in 16 hex digits; xx are the two before the last two
 //! ```
 //!
@@ -116,12 +116,17 @@ impl DataDir {
         let is_new = boot_before.is_none();
         let was_clean = is_new || path.join("CLEAN").exists();
         let host_rebooted = boot_before.is_some_and(|before| before.trim() != boot_id);
-        replace(path, "BOOT", boot_id).map_err(failed("cannot write BOOT"))?;
-        match fs::remove_file(path.join("CLEAN")) {
-            Ok(()) => sync(path).map_err(failed("cannot be synced"))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed("cannot remove CLEAN")(error)),
+        if is_new || host_rebooted {
+            replace(path, "BOOT", boot_id).map_err(failed("cannot write BOOT"))?;
         }
+        if let Err(error) = fs::remove_file(path.join("CLEAN"))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(failed("cannot remove CLEAN")(error));
+        }
+        // Even if there was nothing to change: a start that was killed right here may have left its changes unsynced, and
+        // a CLEAN that comes back after a power loss would be believed.
+        sync(path).map_err(failed("cannot be synced"))?;
         Ok(Self { path: path.to_owned(), identity, lock, was_clean, host_rebooted })
     }
 
@@ -169,8 +174,8 @@ pub fn write_identity(path: &Path, identity: &DirIdentity) -> io::Result<()> {
 /// # Errors
 ///
 /// The operating system's.
-pub fn write_clean(path: &Path, boot_id: &str) -> io::Result<()> {
-    replace(path, "CLEAN", boot_id)
+pub fn write_clean(path: &Path) -> io::Result<()> {
+    replace(path, "CLEAN", "")
 }
 
 /// Returns the directory and the file of the replica of `chunk` under the data directory `path`.
@@ -268,7 +273,7 @@ mod tests {
         let second = DataDir::open(&path, None, "boot-1").expect("opens");
         assert!(!second.was_clean && !second.host_rebooted, "killed");
         assert_eq!(second.identity, identity);
-        write_clean(&path, "boot-1").expect("writes");
+        write_clean(&path).expect("writes");
         drop(second);
 
         let third = DataDir::open(&path, None, "boot-2").expect("opens");

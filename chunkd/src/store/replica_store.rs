@@ -40,7 +40,6 @@ pub struct ReplicaStore {
     identities: Mutex<Vec<DirIdentity>>,
     places: Mutex<BTreeMap<ChunkId, Place>>,
     deleted: Mutex<LruCache<ChunkId, ()>>,
-    boot_id: String,
     was_clean: bool,
     is_suspect: bool,
 }
@@ -134,7 +133,6 @@ impl ReplicaStore {
             identities: Mutex::new(identities),
             places: Mutex::new(places),
             deleted: Mutex::new(deleted),
-            boot_id: boot_id.to_owned(),
             was_clean,
             is_suspect,
         })
@@ -183,13 +181,8 @@ impl ReplicaStore {
     }
 
     /// Returns the number of replicas.
-    pub fn len(&self) -> usize {
+    pub fn replicas(&self) -> usize {
         self.places.lock().len()
-    }
-
-    /// Returns whether there is no replica.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Opens the replica of `chunk`; `None` if there is none. Only one thread at a time may open a given chunk.
@@ -203,27 +196,14 @@ impl ReplicaStore {
         let disk = &self.disks[place.disk];
         disk.check()?;
         let (directory, path) = data_dir::replica_path(disk.path(), chunk);
-        let file = match open_options().open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let (file, header) = match open_file(&path, chunk) {
+            Ok(Some(opened)) => opened,
+            Ok(None) => {
                 check_in_place(disk)?;
                 tracing::error!(%chunk, path = %path.display(), "the replica's file has gone");
                 self.forget(chunk);
                 return Ok(None);
             }
-            // A symbolic link, which is not followed, a directory, a socket.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::EISDIR | libc::ENXIO)) => {
-                self.put_aside(chunk, &path, "no plain file")?;
-                return Ok(None);
-            }
-            Err(error) => return Err(open_error(error)),
-        };
-        if !file.metadata().map_err(StoreError::Read)?.is_file() {
-            self.put_aside(chunk, &path, "no plain file")?;
-            return Ok(None);
-        }
-        let (file, header) = match ChunkFile::open(OsFile(file), chunk) {
-            Ok(opened) => opened,
             Err(StoreError::BadFile(reason)) => {
                 self.put_aside(chunk, &path, &reason)?;
                 return Ok(None);
@@ -314,7 +294,7 @@ impl ReplicaStore {
     /// Notes that everything was synced and the disks are left in order.
     pub fn close_clean(&self) {
         for disk in self.disks.iter().filter(|disk| !disk.has_failed()) {
-            if let Err(error) = data_dir::write_clean(disk.path(), &self.boot_id) {
+            if let Err(error) = data_dir::write_clean(disk.path()) {
                 tracing::warn!(disk = %disk.path().display(), %error, "cannot note an orderly stop");
             }
         }
@@ -356,6 +336,24 @@ fn open_error(error: io::Error) -> StoreError {
         }
         _ => write_error(error),
     }
+}
+
+/// Opens the replica of `chunk` at `path`; `None` if nothing is there.
+fn open_file(path: &Path, chunk: ChunkId) -> Result<Option<(ChunkFile, Header)>, StoreError> {
+    let no_plain_file = || StoreError::BadFile("no plain file".into());
+    let file = match open_options().open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // A symbolic link, which is not followed, a directory, a socket.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::EISDIR | libc::ENXIO)) => {
+            return Err(no_plain_file());
+        }
+        Err(error) => return Err(open_error(error)),
+    };
+    if !file.metadata().map_err(StoreError::Read)?.is_file() {
+        return Err(no_plain_file());
+    }
+    ChunkFile::open(OsFile(file), chunk).map(Some)
 }
 
 fn open_options() -> OpenOptions {
