@@ -1,6 +1,6 @@
 //! The master's refusals.
 
-use crate::harness::{Cluster, http_get, wait_until};
+use crate::harness::{Cluster, wait_until};
 
 #[test]
 fn a_server_that_the_master_refuses_for_good_says_so_and_asks_no_more() {
@@ -11,7 +11,7 @@ fn a_server_that_the_master_refuses_for_good_says_so_and_asks_no_more() {
     let server = cluster.servers[0].as_ref().unwrap();
     wait_until("the verdict", || server.failure().is_some());
     assert_eq!(server.failure().unwrap(), "this is another cluster");
-    let health = http_get(&server.addresses().http.to_string(), "/healthz");
+    let health = cluster.page(0, "/healthz");
     assert!(health.contains("503") && health.contains("another cluster"), "{health}");
     let asked = cluster.master.state.lock().unwrap().registrations;
     cluster.stop(0);

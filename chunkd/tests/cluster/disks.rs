@@ -10,11 +10,11 @@ use dfs_chunkd::store::header::Header;
 use dfs_chunkd::store::replica_store::ReplicaStore;
 use dfs_proto::{ChunkId, FsError, Version};
 
-use crate::harness::{CHUNK_SIZE_LOG2, Cluster, UNIT, http_get, pattern, wait_for_ok, wait_until};
+use crate::harness::{CHUNK_SIZE_LOG2, Cluster, UNIT, pattern, wait_for_ok, wait_until};
 use crate::mounts;
 
-fn two_disks(at: usize) -> Cluster {
-    assert_eq!(at, 0);
+/// The first server has two, the others one each.
+fn two_disks() -> Cluster {
     Cluster::start_with(|at, data, config| {
         if at == 0 {
             config.data = vec![data.join("a"), data.join("b")];
@@ -34,7 +34,7 @@ fn replicas_in(directory: &std::path::Path) -> Vec<u64> {
 
 #[test]
 fn replicas_are_spread_over_the_disks_and_found_again() {
-    let mut cluster = two_disks(0);
+    let mut cluster = two_disks();
     for chunk in 1..=40 {
         cluster.chunk(chunk).write(0, &pattern(chunk as u8, 20_000), 1);
     }
@@ -51,7 +51,7 @@ fn replicas_are_spread_over_the_disks_and_found_again() {
 
 #[test]
 fn a_disk_of_another_server_is_refused_by_name() {
-    let mut cluster = two_disks(0);
+    let mut cluster = two_disks();
     cluster.stop(0);
     cluster.stop(1);
     let b = cluster.data(0).join("b");
@@ -66,7 +66,7 @@ fn a_disk_of_another_server_is_refused_by_name() {
 
 #[test]
 fn a_disk_that_vanishes_is_fenced_and_the_other_one_serves_on() {
-    let cluster = two_disks(0);
+    let cluster = two_disks();
     for chunk in 1..=20 {
         cluster.chunk(chunk).write(0, &pattern(chunk as u8, 5_000), 1);
     }
@@ -75,8 +75,7 @@ fn a_disk_that_vanishes_is_fenced_and_the_other_one_serves_on() {
     fs::rename(&a, cluster.data(0).join("gone")).unwrap();
     // What an unmounted disk leaves.
     fs::create_dir(&a).unwrap();
-    let health = cluster.servers[0].as_ref().unwrap().addresses().http.to_string();
-    wait_until("the fence", || http_get(&health, "/healthz").contains("has failed"));
+    wait_until("the fence", || cluster.page(0, "/healthz").contains("has failed"));
     wait_until("a report at once", || cluster.master.state.lock().unwrap().failed.contains(&1));
     assert!(cluster.metrics(0).lines().any(|line| line.starts_with("dfs_chunkd_disk_failed") && line.ends_with(" 1")));
     for chunk in 1..=20 {
@@ -231,8 +230,7 @@ fn a_failed_sync_fences_the_disk_and_is_never_asked_again() {
     });
     let error = failed.filter_map(Result::err).next().expect("the medium is full");
     assert!(matches!(&error, FsError::NoReplica(reason) if reason.contains("node 2")), "{error}");
-    let health = cluster.servers[1].as_ref().unwrap().addresses().http.to_string();
-    assert!(http_get(&health, "/healthz").contains("has failed"));
+    assert!(cluster.page(1, "/healthz").contains("has failed"));
     assert!(cluster.chunk(1).barrier().is_err());
     assert!(cluster.chunk(1).try_write(0, &[1; 10], 2).is_err());
     let mut moved = cluster.chunk(1);
@@ -279,6 +277,5 @@ fn damaged_headers_strays_and_planted_links_cost_nothing_but_a_copy() {
     cluster.chunk(7).write(0, &data, 1);
     cluster.chunk(7).assert_replicas_are_equal();
     assert_eq!(fs::read(&secret).unwrap(), b"not ours to touch");
-    let health = cluster.servers[1].as_ref().unwrap().addresses().http.to_string();
-    assert!(http_get(&health, "/healthz").contains("200"), "nothing of this is the disk's fault");
+    assert!(cluster.page(1, "/healthz").contains("200"), "nothing of this is the disk's fault");
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use dfs_chunkd::{ChunkServer, ChunkdConfig};
 use dfs_proto::unit::checksums;
 use dfs_proto::wire::pb::{data_reply, data_request};
-use dfs_proto::wire::{Connection, FrameKind, Identity, connect, offer_hello, pb};
+use dfs_proto::wire::{Connection, FrameKind, Identity, WireError, connect, offer_hello, pb};
 use dfs_proto::{BootSession, FsError, NodeId, SessionId};
 
 use crate::master::{CLUSTER, Master};
@@ -70,8 +70,7 @@ impl Cluster {
             server.node() == NodeId(at as u32 + 1)
                 && self.master.state.lock().unwrap().nodes[&(at as u32 + 1)].address == address
         });
-        let health = server.addresses().http.to_string();
-        wait_until("a lease", || http_get(&health, "/healthz").contains("200 OK"));
+        wait_until("a lease", || self.page(at, "/healthz").contains("200 OK"));
     }
 
     pub fn stop(&mut self, at: usize) {
@@ -94,7 +93,12 @@ impl Cluster {
     }
 
     pub fn metrics(&self, at: usize) -> String {
-        http_get(&self.servers[at].as_ref().unwrap().addresses().http.to_string(), "/metrics")
+        self.page(at, "/metrics")
+    }
+
+    /// Returns what a server answers to an HTTP request, head and body.
+    pub fn page(&self, at: usize, path: &str) -> String {
+        http_get(&self.servers[at].as_ref().unwrap().addresses().http.to_string(), path)
     }
 
     pub fn chunk(&self, chunk: u64) -> Chunk<'_> {
@@ -116,13 +120,17 @@ pub struct Chunk<'a> {
 
 impl Chunk<'_> {
     pub fn connect_as(&self, role: pb::Role, node: u32, boot: u64) -> Connection {
+        self.try_connect_as(role, node, boot).unwrap()
+    }
+
+    fn try_connect_as(&self, role: pb::Role, node: u32, boot: u64) -> Result<Connection, WireError> {
         let address = self.cluster.master.state.lock().unwrap().nodes[&(self.primary as u32 + 1)].address.clone();
-        let mut connection = connect(&address, Duration::from_secs(2)).unwrap();
+        let mut connection = connect(&address, Duration::from_secs(2))?;
         let (node, boot) = (NodeId(node), BootSession(boot));
         let own = Identity { cluster: Some(CLUSTER), role, node, boot, session: SessionId(1) };
         let deadline = Instant::now() + Duration::from_secs(2);
-        offer_hello(&mut connection, &own, pb::Role::ChunkServer, deadline).unwrap();
-        connection
+        offer_hello(&mut connection, &own, pb::Role::ChunkServer, deadline)?;
+        Ok(connection)
     }
 
     pub fn grant(&self) -> pb::Grant {
@@ -144,7 +152,11 @@ impl Chunk<'_> {
     }
 
     pub fn connect(&self) -> Connection {
-        self.connect_as(pb::Role::Mount, 0, 5)
+        self.try_connect().unwrap()
+    }
+
+    pub fn try_connect(&self) -> Result<Connection, WireError> {
+        self.try_connect_as(pb::Role::Mount, 0, 5)
     }
 
     pub fn ask_on(
@@ -153,15 +165,25 @@ impl Chunk<'_> {
         body: data_request::Body,
         payload: &[u8],
     ) -> Result<(data_reply::Body, Bytes), FsError> {
+        self.try_ask_on(connection, body, payload).unwrap()
+    }
+
+    /// Asks a server that may die meanwhile: the outer error says that there was no answer.
+    pub fn try_ask_on(
+        &self,
+        connection: &mut Connection,
+        body: data_request::Body,
+        payload: &[u8],
+    ) -> Result<Result<(data_reply::Body, Bytes), FsError>, WireError> {
         let grant = self.cluster.master.grant(&self.grant());
         let request = pb::DataRequest { chunk: self.chunk, version: self.version, grant, body: Some(body) };
         let deadline = Some(Instant::now() + Duration::from_secs(20));
         let (reply, payload): (pb::DataReply, _) =
-            connection.call(FrameKind::DataRequest, FrameKind::DataReply, &request, payload, deadline).unwrap();
-        match reply.failure {
+            connection.call(FrameKind::DataRequest, FrameKind::DataReply, &request, payload, deadline)?;
+        Ok(match reply.failure {
             Some(failure) => Err(failure.into()),
             None => Ok((reply.body.unwrap(), payload)),
-        }
+        })
     }
 
     pub fn ask(&self, body: data_request::Body, payload: &[u8]) -> Result<(data_reply::Body, Bytes), FsError> {
@@ -273,7 +295,7 @@ pub fn wait_for_ok<T, E: std::fmt::Debug>(what: &str, attempt: impl Fn() -> Resu
     }
 }
 
-pub fn http_get(address: &str, path: &str) -> String {
+fn http_get(address: &str, path: &str) -> String {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(address).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();

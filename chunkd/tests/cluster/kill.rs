@@ -3,16 +3,12 @@
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_chunkd::{ChunkServer, ChunkdConfig};
-use dfs_proto::unit::checksums;
-use dfs_proto::wire::pb::{self, data_reply, data_request};
-use dfs_proto::wire::{Connection, FrameKind, Identity, connect, offer_hello};
-use dfs_proto::{BootSession, FsError, NodeId, SessionId};
+use dfs_proto::wire::pb::data_reply;
 
 use crate::harness::{Chunk, Cluster, UNIT, wait_for_ok, wait_until};
-use crate::master::CLUSTER;
 
 const DATA: &str = "DFS_TEST_CHUNKD_DATA";
 const MASTER: &str = "DFS_TEST_CHUNKD_MASTER";
@@ -92,40 +88,6 @@ fn content(unit: u32, round: u64) -> Vec<u8> {
     stamp.iter().copied().cycle().take(UNIT as usize).collect()
 }
 
-fn try_connect(chunk: &Chunk<'_>) -> Option<Connection> {
-    let node = chunk.primary as u32 + 1;
-    let address = chunk.cluster.master.state.lock().unwrap().nodes[&node].address.clone();
-    let mut connection = connect(&address, Duration::from_secs(2)).ok()?;
-    let (role, boot) = (pb::Role::Mount, BootSession(5));
-    let own = Identity { cluster: Some(CLUSTER), role, node: NodeId(0), boot, session: SessionId(1) };
-    offer_hello(&mut connection, &own, pb::Role::ChunkServer, Instant::now() + Duration::from_secs(2)).ok()?;
-    Some(connection)
-}
-
-/// `None`: no answer, so nobody knows.
-fn try_write(
-    chunk: &Chunk<'_>,
-    connection: &mut Connection,
-    offset: u32,
-    data: &[u8],
-    number: u64,
-) -> Option<Result<(), FsError>> {
-    let write = pb::Write { offset, crcs: checksums(offset, data), client: chunk.client, number };
-    let grant = chunk.cluster.master.grant(&chunk.grant());
-    let body = Some(data_request::Body::Write(write));
-    let request = pb::DataRequest { chunk: chunk.chunk, version: chunk.version, grant, body };
-    let deadline = Some(Instant::now() + Duration::from_secs(10));
-    let (reply, _): (pb::DataReply, _) =
-        connection.call(FrameKind::DataRequest, FrameKind::DataReply, &request, data, deadline).ok()?;
-    Some(match reply.failure {
-        None => {
-            assert!(matches!(reply.body, Some(data_reply::Body::Written(_))));
-            Ok(())
-        }
-        Some(failure) => Err(failure.into()),
-    })
-}
-
 /// How often all writers together have tried, and how often they were told that it is done.
 #[derive(Default)]
 struct Progress {
@@ -139,7 +101,7 @@ fn overwrite(chunk: &Chunk<'_>, writer: u32, units: &[Unit], progress: &Progress
     let mut step = 0;
     while !stop.load(Ordering::Relaxed) {
         if connection.is_none() {
-            connection = try_connect(chunk);
+            connection = chunk.try_connect().ok();
         }
         let Some(open) = &mut connection else {
             std::thread::sleep(Duration::from_millis(1));
@@ -154,13 +116,15 @@ fn overwrite(chunk: &Chunk<'_>, writer: u32, units: &[Unit], progress: &Progress
             unit.tried.store(round, Ordering::Relaxed);
         }
         let data: Vec<u8> = (first..first + count).flat_map(|unit| content(unit, round)).collect();
-        match try_write(chunk, open, first * UNIT, &data, round) {
-            Some(Ok(())) => {
+        match chunk.try_ask_on(open, chunk.write_request(first * UNIT, &data, round), &data) {
+            Ok(Ok((body, _))) => {
+                assert!(matches!(body, data_reply::Body::Written(_)));
                 own.iter().for_each(|unit| unit.acknowledged.store(round, Ordering::Relaxed));
                 progress.acknowledged.fetch_add(1, Ordering::Relaxed);
             }
-            Some(Err(_)) => {}
-            None => connection = None,
+            Ok(Err(_)) => {}
+            // Nobody knows.
+            Err(_) => connection = None,
         }
     }
 }

@@ -29,7 +29,6 @@ pub struct State {
     pub nodes: BTreeMap<u32, Node>,
     pub delete: Vec<u64>,
     pub deleted: Vec<(u32, u64)>,
-    pub reports: u64,
     /// Nodes that reported a failed disk.
     pub failed: BTreeSet<u32>,
     pub is_deaf: bool,
@@ -115,7 +114,6 @@ impl ChunkServers for Control {
     async fn report(&self, request: Request<pb::ReportRequest>) -> Result<Response<pb::ReportReply>, Status> {
         let request = request.into_inner();
         let mut state = self.0.lock().unwrap();
-        state.reports += 1;
         if request.disks.iter().any(|disk| disk.failed) {
             state.failed.insert(request.node);
         }
