@@ -3,11 +3,12 @@ import contextlib
 import ctypes
 import errno
 import os
+import time
 
 libc = ctypes.CDLL(None, use_errno=True)
 AT_FDCWD = -100
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
-FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_COLLAPSE, FALLOC_ZERO, FALLOC_INSERT = 1, 2, 8, 16, 32
+FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO = 1, 2, 16
 
 
 @contextlib.contextmanager
@@ -83,6 +84,5 @@ def times(path):
 def later(path_before, path_after=None):
     """Returns a function that says whether mtime and ctime rose since now. Waits for the clock to move on."""
     before = times(path_before)
-    import time
     time.sleep(0.02)
     return lambda: tuple(now > then for now, then in zip(times(path_after or path_before), before))

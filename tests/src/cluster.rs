@@ -138,11 +138,6 @@ impl Cluster {
         }
     }
 
-    /// Returns a mount's process.
-    pub fn mount_daemon(&mut self, mount: MountIndex) -> &mut Daemon {
-        &mut self.mounts[mount.0].0
-    }
-
     /// Waits until each server that is started says that it is well, and the master sees every chunk server online.
     ///
     /// # Errors
@@ -250,8 +245,7 @@ impl Cluster {
     pub fn kill_mount(&mut self, mount: MountIndex) -> Result<()> {
         let (daemon, point) = &mut self.mounts[mount.0];
         daemon.kill9()?;
-        program::ok(Path::new("/"), "umount", [std::ffi::OsStr::new("-l"), point.as_os_str()], STOP)?;
-        Ok(())
+        detach(point)
     }
 
     /// Kills servers with SIGKILL, all before any is started again, then starts them and waits until all are well.
@@ -332,12 +326,7 @@ impl Drop for Cluster {
             }
             if is_mounted(point) {
                 let _ = daemon.kill9();
-                let _ = program::ok(
-                    Path::new("/"),
-                    "umount",
-                    [std::ffi::OsStr::new("-l"), point.as_os_str()],
-                    Duration::from_secs(20),
-                );
+                let _ = detach(point);
             }
         }
         if self.mounts.iter().any(|(_, point)| is_mounted(point)) {
@@ -356,6 +345,15 @@ pub fn is_mounted(point: &Path) -> bool {
     table
         .split(|byte| *byte == b'\n')
         .any(|line| line.split(|byte| *byte == b' ').nth(1) == Some(point.as_os_str().as_bytes()))
+}
+
+/// Clears a mount point whose process may be dead or hang: programs that are inside keep what they have open.
+///
+/// # Errors
+///
+/// If nothing is mounted there.
+pub fn detach(point: &Path) -> Result<()> {
+    program::ok(Path::new("/"), "umount", ["-l".as_ref(), point.as_os_str()], Duration::from_secs(20)).map(drop)
 }
 
 /// Runs `body` on a fresh cluster of three chunk servers and stops it in the orderly way.

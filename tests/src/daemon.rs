@@ -96,11 +96,6 @@ impl Daemon {
         self.child.is_some()
     }
 
-    /// Returns its process id.
-    pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
-    }
-
     /// Sends it a signal.
     ///
     /// # Errors

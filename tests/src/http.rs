@@ -37,32 +37,3 @@ pub fn healthy(port: u16) -> Result<()> {
     ensure!(status == 200, "/healthz at {port}: {status}: {}", body.trim());
     Ok(())
 }
-
-/// Returns the sum of a metric over all its series on the page at `port`; 0 if it has none.
-///
-/// # Errors
-///
-/// If the page cannot be read.
-pub fn metric(port: u16, name: &str) -> Result<f64> {
-    let (status, body) = get(port, "/metrics")?;
-    ensure!(status == 200, "/metrics at {port}: {status}");
-    Ok(sum(&body, name))
-}
-
-fn sum(page: &str, name: &str) -> f64 {
-    page.lines()
-        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
-        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
-        .sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn series_of_one_metric_are_added_up_and_no_others() {
-        let page = "# HELP a x\na{op=\"x y\"} 2\na{op=\"z\"} 3.5\na_total 7\n";
-        assert_eq!((sum(page, "a"), sum(page, "a_total"), sum(page, "b")), (5.5, 7.0, 0.0));
-    }
-}

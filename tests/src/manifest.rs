@@ -18,8 +18,8 @@ pub struct Entry {
     pub mode: u32,
     /// Owner and group.
     pub owner: (u32, u32),
-    /// Modification time: seconds, nanoseconds. None where a comparison is to leave it out.
-    pub mtime: Option<(i64, i64)>,
+    /// Modification time: seconds, nanoseconds.
+    pub mtime: (i64, i64),
     /// Size, and links, of regular files.
     pub size: Option<(u64, u64)>,
     /// SHA-256 of a regular file, target of a symlink.
@@ -78,18 +78,14 @@ fn entry_of(path: &Path) -> Result<Entry> {
         kind: letter,
         mode: metadata.mode() & 0o7777,
         owner: (metadata.uid(), metadata.gid()),
-        mtime: Some((metadata.mtime(), metadata.mtime_nsec())),
+        mtime: (metadata.mtime(), metadata.mtime_nsec()),
         size: kind.is_file().then(|| (metadata.len(), metadata.nlink())),
         content,
     })
 }
 
 /// Returns length and SHA-256 of a file's content.
-///
-/// # Errors
-///
-/// If it cannot be read.
-pub fn digest(path: &Path) -> Result<(u64, Vec<u8>)> {
+fn digest(path: &Path) -> Result<(u64, Vec<u8>)> {
     let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 18]);
     loop {

@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use anyhow::{Context, Result, bail};
 
 /// Ports in a block.
-pub const BLOCK: u16 = 250;
+const BLOCK: u16 = 250;
 const FIRST: u16 = 10_000;
 const END: u16 = 32_500;
 

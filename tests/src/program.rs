@@ -87,7 +87,7 @@ pub fn command_ok(command: &mut Command, deadline: Duration) -> Result<String> {
 }
 
 /// Returns whether a program of that name is in `PATH`.
-pub fn is_there(name: &str) -> bool {
+fn is_there(name: &str) -> bool {
     let Some(path) = std::env::var_os("PATH") else { return false };
     std::env::split_paths(&path).any(|directory| directory.join(name).is_file())
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -78,12 +78,13 @@ fn closed_files_survive_kill_9_of_the_mount() {
 }
 
 /// What the threads of a storm were told is done.
+#[derive(Default)]
 struct Storm {
     stop: AtomicBool,
     count: AtomicUsize,
     /// Names that must be there, with the seed of their content; and names that must not.
-    present: Mutex<Vec<(PathBuf, u64)>>,
-    absent: Mutex<Vec<PathBuf>>,
+    present: Mutex<Vec<(String, u64)>>,
+    absent: Mutex<Vec<String>>,
 }
 
 impl Storm {
@@ -94,42 +95,45 @@ impl Storm {
                 break;
             }
             let seed = thread << 32 | number;
-            let path = directory.join(format!("t{thread}-{number}"));
+            let name = format!("t{thread}-{number}");
+            let path = directory.join(&name);
             // Every fifth is too large to be inline.
             let mut file = File::create_new(&path).with_context(|| format!("creating {}", path.display()))?;
             file.write_all(&pattern(seed, length(seed)))?;
             drop(file);
             match number % 4 {
                 0 => {
-                    let renamed = path.with_extension("renamed");
-                    std::fs::rename(&path, &renamed).with_context(|| format!("renaming {}", path.display()))?;
+                    let renamed = format!("{name}.renamed");
+                    std::fs::rename(&path, directory.join(&renamed))
+                        .with_context(|| format!("renaming {}", path.display()))?;
                     self.present.lock().expect("no panic").push((renamed, seed));
-                    self.absent.lock().expect("no panic").push(path);
+                    self.absent.lock().expect("no panic").push(name);
                 }
                 1 => {
                     std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
-                    self.absent.lock().expect("no panic").push(path);
+                    self.absent.lock().expect("no panic").push(name);
                 }
-                _ => self.present.lock().expect("no panic").push((path, seed)),
+                _ => self.present.lock().expect("no panic").push((name, seed)),
             }
             self.count.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
     }
 
+    /// Compares `directory`, on any mount, with what was noted.
     fn verify(&self, directory: &Path) -> Result<()> {
         let present = self.present.lock().expect("no panic");
-        for (path, seed) in present.iter() {
-            let found = std::fs::read(path).with_context(|| format!("{} was acknowledged", path.display()))?;
-            ensure!(found == pattern(*seed, length(*seed)), "{}: {} bytes, or other ones", path.display(), found.len());
+        for (name, seed) in present.iter() {
+            let found = std::fs::read(directory.join(name)).with_context(|| format!("{name} was acknowledged"))?;
+            ensure!(found == pattern(*seed, length(*seed)), "{name}: {} bytes, or other ones", found.len());
         }
         let listed: BTreeSet<_> =
-            std::fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
-        let expected: BTreeSet<_> = present.iter().map(|(path, _)| path.clone()).collect();
+            std::fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<_>>()?;
+        let expected: BTreeSet<_> = present.iter().map(|(name, _)| name.into()).collect();
         let difference: Vec<_> = listed.symmetric_difference(&expected).take(5).collect();
         ensure!(difference.is_empty(), "{} names listed, {} expected: {difference:?}", listed.len(), expected.len());
-        for path in self.absent.lock().expect("no panic").iter() {
-            ensure!(!path.exists(), "{} was removed or renamed, and is back", path.display());
+        for name in self.absent.lock().expect("no panic").iter() {
+            ensure!(!directory.join(name).exists(), "{name} was removed or renamed, and is back");
         }
         Ok(())
     }
@@ -144,12 +148,7 @@ fn storm(cluster: &mut Cluster, servers: &[Server], kills: usize) -> Result<()> 
     let mount = cluster.mount()?;
     let directory = cluster.dir(mount).join("storm");
     std::fs::create_dir(&directory)?;
-    let storm = Storm {
-        stop: AtomicBool::new(false),
-        count: AtomicUsize::new(0),
-        present: Mutex::default(),
-        absent: Mutex::default(),
-    };
+    let storm = Storm::default();
     std::thread::scope(|scope| -> Result<()> {
         let threads: Vec<_> = (0..4)
             .map(|thread| {
@@ -170,31 +169,7 @@ fn storm(cluster: &mut Cluster, servers: &[Server], kills: usize) -> Result<()> 
     })?;
     storm.verify(&directory).context("on the mount of the storm")?;
     let fresh = cluster.mount()?;
-    // The paths are those of the first mount; a fresh one that covers it sees the servers' truth.
-    let other = cluster.dir(fresh).join("storm");
-    let moved = Storm {
-        stop: AtomicBool::new(true),
-        count: AtomicUsize::new(0),
-        present: Mutex::new(
-            storm
-                .present
-                .lock()
-                .expect("no panic")
-                .iter()
-                .map(|(path, seed)| (other.join(path.file_name().expect("a name")), *seed))
-                .collect(),
-        ),
-        absent: Mutex::new(
-            storm
-                .absent
-                .lock()
-                .expect("no panic")
-                .iter()
-                .map(|path| other.join(path.file_name().expect("a name")))
-                .collect(),
-        ),
-    };
-    moved.verify(&other).context("on a fresh mount")
+    storm.verify(&cluster.dir(fresh).join("storm")).context("on a fresh mount")
 }
 
 /// Waits until `more` files were done from now.

@@ -4,11 +4,10 @@
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dfs_tests::cluster::{Cluster, Server, is_mounted, with_cluster};
+use dfs_tests::cluster::{Cluster, Server, detach, is_mounted, with_cluster};
 use dfs_tests::daemon::{self, Daemon};
 use dfs_tests::ports::Ports;
 use dfs_tests::{http, program, wait};
@@ -86,7 +85,7 @@ fn a_second_up_on_one_data_directory_is_refused_and_the_first_goes_on() -> Resul
             let _ = up.stop(Duration::from_secs(60));
         }
         if is_mounted(&first) {
-            let _ = program::ok(Path::new("/"), "umount", ["-l", text(&first)], DEADLINE);
+            let _ = detach(&first);
         }
     }
     outcome
@@ -200,7 +199,7 @@ fn the_background_mount_returns_once_it_is_mounted_and_umount_ends_it() {
     with_cluster(|cluster| {
         let point = cluster.root().join("point");
         std::fs::create_dir(&point)?;
-        let mut command: Command = daemon::command()?;
+        let mut command = daemon::command()?;
         command.args([
             "mount",
             &cluster.address(),
@@ -208,7 +207,6 @@ fn the_background_mount_returns_once_it_is_mounted_and_umount_ends_it() {
             "-o",
             &format!("log={}/mount.log", text(cluster.root())),
         ]);
-        command.stdin(Stdio::null());
         program::command_ok(&mut command, DEADLINE)?;
         ensure!(is_mounted(&point), "dfs mount returned, and nothing is mounted");
         let written = std::fs::write(point.join("file"), "content");

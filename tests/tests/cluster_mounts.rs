@@ -85,12 +85,10 @@ fn what_was_fsynced_is_seen_by_the_next_open_though_the_writer_has_it_open() {
             file.write_all(&piece)?;
             file.sync_data()?;
             content.extend_from_slice(&piece);
-            let found = if round == 0 {
+            if round == 0 {
                 seen("the file", || second.join("log").exists())?;
-                std::fs::read(second.join("log"))?
-            } else {
-                std::fs::read(second.join("log"))?
-            };
+            }
+            let found = std::fs::read(second.join("log"))?;
             ensure!(found == content, "round {round}: {} bytes were synced, {} read", content.len(), found.len());
         }
         Ok(())

@@ -39,12 +39,12 @@ fn fio_finds_every_block_as_it_wrote_it() {
 
 #[test]
 fn a_sparse_file_of_5_gib_is_small_and_its_holes_are_found() {
-    check(workload::Sparse::new());
+    check(workload::Sparse);
 }
 
 #[test]
 fn names_are_bytes() {
-    check(workload::Names::new());
+    check(workload::Names);
 }
 
 #[test]
@@ -54,10 +54,10 @@ fn a_directory_of_100_000_names_lists_each_once() {
 
 #[test]
 fn links_renames_and_unlinked_files_behave() {
-    check(workload::Links::new());
+    check(workload::Links);
 }
 
 #[test]
 fn a_program_is_compiled_and_run() {
-    check(workload::Compiler::new());
+    check(workload::Compiler);
 }

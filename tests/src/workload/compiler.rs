@@ -14,14 +14,6 @@ const UNITS: usize = 12;
 /// Compiles a C program of several units into a static library and a program, and runs it.
 pub struct Compiler;
 
-impl Compiler {
-    /// Returns the work.
-    #[allow(clippy::new_without_default)]
-    pub fn new() -> Self {
-        Self
-    }
-}
-
 impl Workload for Compiler {
     fn name(&self) -> &'static str {
         "compiler"

@@ -15,14 +15,6 @@ pub struct Links;
 
 const LARGE: usize = 300_000;
 
-impl Links {
-    /// Returns the work.
-    #[allow(clippy::new_without_default)]
-    pub fn new() -> Self {
-        Self
-    }
-}
-
 fn fails_with<T>(result: std::io::Result<T>, errno: i32, what: &str) -> Result<()> {
     match result {
         Ok(_) => anyhow::bail!("{what}: succeeded, errno {errno} was expected"),

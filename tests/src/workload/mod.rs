@@ -25,7 +25,7 @@ pub use sparse::Sparse;
 pub use tree::Tree;
 
 /// How much work it is to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy)]
 pub enum Scale {
     /// Seconds, for tests that are about something else.
     Small,
@@ -79,11 +79,11 @@ pub fn all(scale: Scale) -> Vec<Box<dyn Workload>> {
         Box::new(Repository::new(scale)),
         Box::new(Database::new(scale)),
         Box::new(Fio::new(scale)),
-        Box::new(Sparse::new()),
-        Box::new(Names::new()),
+        Box::new(Sparse),
+        Box::new(Names),
         Box::new(LargeDirectory::new(scale)),
-        Box::new(Links::new()),
-        Box::new(Compiler::new()),
+        Box::new(Links),
+        Box::new(Compiler),
     ]
 }
 

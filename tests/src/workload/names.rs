@@ -15,12 +15,6 @@ pub struct Names;
 const LEVELS: usize = 60;
 
 impl Names {
-    /// Returns the work.
-    #[allow(clippy::new_without_default)]
-    pub fn new() -> Self {
-        Self
-    }
-
     fn all() -> BTreeSet<Vec<u8>> {
         let mut names: BTreeSet<Vec<u8>> =
             (1..=255u8).filter(|byte| !matches!(byte, b'/' | b'.')).map(|byte| vec![byte]).collect();

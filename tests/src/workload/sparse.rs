@@ -6,6 +6,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 
 use super::{Workload, pattern};
 
@@ -19,20 +21,11 @@ const GRAIN: u64 = 1 << 20;
 /// Writes pieces far apart and checks data, holes and space.
 pub struct Sparse;
 
-impl Sparse {
-    /// Returns the work.
-    #[allow(clippy::new_without_default)]
-    pub fn new() -> Self {
-        Self
-    }
-}
-
 /// Returns where lseek finds data or a hole; `None` past the last data.
-fn seek(file: &File, offset: u64, whence: i32) -> Result<Option<u64>> {
-    let whence = if whence == libc::SEEK_DATA { nix::unistd::Whence::SeekData } else { nix::unistd::Whence::SeekHole };
-    match nix::unistd::lseek(file, offset as i64, whence) {
+fn seek(file: &File, offset: u64, whence: Whence) -> Result<Option<u64>> {
+    match lseek(file, offset as i64, whence) {
         Ok(found) => Ok(Some(found as u64)),
-        Err(nix::errno::Errno::ENXIO) => Ok(None),
+        Err(Errno::ENXIO) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("lseek of descriptor {} at {offset}", file.as_raw_fd())),
     }
 }
@@ -72,27 +65,27 @@ impl Workload for Sparse {
         ensure!(file.read_at(&mut bytes, SIZE)? == 0, "data past the end");
 
         for (index, offset) in OFFSETS.iter().enumerate() {
-            ensure!(seek(&file, *offset, libc::SEEK_DATA)? == Some(*offset), "SEEK_DATA at data, {offset}");
-            let hole = seek(&file, *offset, libc::SEEK_HOLE)?.context("SEEK_HOLE found no hole")?;
+            ensure!(seek(&file, *offset, Whence::SeekData)? == Some(*offset), "SEEK_DATA at data, {offset}");
+            let hole = seek(&file, *offset, Whence::SeekHole)?.context("SEEK_HOLE found no hole")?;
             let (least, most) = (offset + PIECE, (offset + PIECE + GRAIN).min(SIZE));
             ensure!((least..=most).contains(&hole), "SEEK_HOLE from {offset}: {hole}, not in {least}..={most}");
             if let Some(next) = OFFSETS.get(index + 1) {
-                let data = seek(&file, hole, libc::SEEK_DATA)?.context("SEEK_DATA found no data")?;
+                let data = seek(&file, hole, Whence::SeekData)?.context("SEEK_DATA found no data")?;
                 ensure!(
                     (next - GRAIN..=*next).contains(&data),
                     "SEEK_DATA from {hole}: {data}, not shortly before {next}"
                 );
             }
         }
-        ensure!(seek(&file, SIZE, libc::SEEK_DATA)?.is_none(), "data at the end of the file");
+        ensure!(seek(&file, SIZE, Whence::SeekData)?.is_none(), "data at the end of the file");
 
         let empty = File::open(directory.join("all-hole"))?;
         ensure!(
             empty.metadata()?.len() == SIZE && empty.metadata()?.blocks() * 512 < SIZE / 10,
             "all-hole: size or blocks"
         );
-        ensure!(seek(&empty, 0, libc::SEEK_HOLE)? == Some(0), "all-hole: SEEK_HOLE at 0");
-        ensure!(seek(&empty, 0, libc::SEEK_DATA)?.is_none(), "all-hole has data");
+        ensure!(seek(&empty, 0, Whence::SeekHole)? == Some(0), "all-hole: SEEK_HOLE at 0");
+        ensure!(seek(&empty, 0, Whence::SeekData)?.is_none(), "all-hole has data");
         empty.read_exact_at(&mut bytes, SIZE - PIECE)?;
         ensure!(bytes.iter().all(|byte| *byte == 0), "all-hole reads something");
         Ok(())
