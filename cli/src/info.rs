@@ -4,6 +4,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use dfs_mount::MountPoint;
 use dfs_proto::wire::pb;
 use serde_json::json;
 
@@ -51,8 +52,8 @@ pub fn run(mut admin: Admin, path: &Path, as_json: bool) -> anyhow::Result<()> {
 fn inode_on_a_mount(path: &Path) -> Option<u64> {
     let absolute = std::path::absolute(path).ok()?;
     // The deepest mount above the path decides.
-    let mount = absolute.ancestors().find_map(mount_point::mounted_type)?;
-    if mount != mount_point::FS_TYPE {
+    let mount = absolute.ancestors().find_map(MountPoint::mounted_type)?;
+    if mount != MountPoint::FS_TYPE {
         return None;
     }
     Some(std::fs::symlink_metadata(&absolute).ok()?.ino())

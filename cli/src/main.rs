@@ -25,6 +25,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use admin::Admin;
+use exit::Exit;
 use mount::Ground;
 use settings::Settings;
 use signals::StopSignals;
@@ -157,10 +158,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("dfs: {error:#}");
-            if mount::is_usage(&error) && !is_helper {
+            let code = exit::code(&error);
+            if code == Exit::Usage as u8 && !is_helper {
                 eprintln!("(dfs --help and dfs COMMAND --help tell more)");
             }
-            ExitCode::from(exit::code(&error))
+            ExitCode::from(code)
         }
     }
 }
@@ -210,8 +212,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Command::Mount { source, directory, options, foreground, background } => {
             let list = options.join(",");
-            let mut parsed = mount_options::MountOptions::default();
-            mount_options::parse(&list, &mut parsed)?;
+            let parsed = mount_options::parse(&list)?;
             source::parse(&source)?;
             settings.set_flag("log.level", parsed.log_level.clone());
             let request = mount::Request { source, directory, options: parsed };

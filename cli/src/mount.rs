@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
-use dfs_mount::{MountConfig, Policy, VfsOption};
+use dfs_mount::{MountConfig, MountPoint, Policy};
 
-use crate::exit::{ExitError, refused, usage};
+use crate::exit::{refused, usage};
 use crate::mount_options::MountOptions;
 use crate::signals::StopSignals;
 use crate::{mount_options, mount_point, source};
@@ -80,18 +80,13 @@ pub fn serve(request: Request, ground: Ground, signals: StopSignals) -> anyhow::
         nix::unistd::setsid().context("leaving the terminal's session")?;
     }
     check_mount_point(&request.directory, options.nonempty)?;
-    let vfs_options = options
-        .vfs
-        .iter()
-        .map(|word| VfsOption::from_word(word).ok_or_else(|| usage(format!("mount option {word:?} is not supported"))))
-        .collect::<anyhow::Result<_>>()?;
     let mounted = dfs_mount::mount(MountConfig {
         masters,
         subdir,
         mount_point: request.directory.clone(),
         source: request.source,
         read_only: options.read_only,
-        vfs_options,
+        vfs_options: options.vfs,
         // Who mounts as root mounts for all users of the host, as with any file system; the kernel checks permissions.
         allow_other: options.allow_other || nix::unistd::geteuid().is_root(),
         policy: options.soft_seconds.map_or(Policy::Hard, |seconds| Policy::Soft { ms: seconds * 1_000 }),
@@ -136,7 +131,7 @@ fn explain(error: &dfs_mount::MountError, directory: &Path) -> anyhow::Error {
 pub fn check_mount_point(directory: &Path, nonempty: bool) -> anyhow::Result<()> {
     let shown = mount_point::shown(directory);
     // Asked of the kernel first: to look into a dead mount would fail, or hang, without saying why.
-    if let Some(kind) = mount_point::mounted_type(directory) {
+    if let Some(kind) = MountPoint::mounted_type(directory) {
         return Err(refused(format!("{shown} is mounted already ({kind}): unmount it first (umount {shown})")));
     }
     let entries = match std::fs::read_dir(directory) {
@@ -196,7 +191,7 @@ pub struct HelperArguments {
 /// What is wrong with them, as an error of use.
 pub fn helper_arguments(arguments: impl IntoIterator<Item = String>) -> anyhow::Result<HelperArguments> {
     let mut words = Vec::new();
-    let (mut options, mut lists, mut fake) = (MountOptions::default(), Vec::new(), false);
+    let (mut lists, mut fake) = (Vec::new(), false);
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let mut value = |flag: &str| arguments.next().ok_or_else(|| usage(format!("{flag} needs a value")));
@@ -215,17 +210,12 @@ pub fn helper_arguments(arguments: impl IntoIterator<Item = String>) -> anyhow::
         }
     }
     let option_list = lists.join(",");
-    mount_options::parse(&option_list, &mut options)?;
+    let options = mount_options::parse(&option_list)?;
     let [source, directory] = <[String; 2]>::try_from(words)
         .map_err(|words| usage(format!("SRC DIR [-o OPTIONS] is expected, got {} words: {words:?}", words.len())))?;
     source::parse(&source)?;
     let request = Request { source, directory: PathBuf::from(directory), options };
     Ok(HelperArguments { request, option_list, fake })
-}
-
-/// Returns whether `error` is one of use, for which the usage is worth a hint.
-pub fn is_usage(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<ExitError>().is_some_and(|found| found.exit == crate::exit::Exit::Usage)
 }
 
 #[cfg(test)]
@@ -240,7 +230,7 @@ mod tests {
     fn mount_8_is_understood() {
         let arguments = read("m:7000:/a /mnt -v -o rw,noatime -t fuse.dfs").expect("understood");
         assert_eq!(arguments.request.source, "m:7000:/a");
-        assert_eq!(arguments.request.options.vfs, ["noatime"]);
+        assert_eq!(arguments.request.options.vfs, [dfs_mount::VfsOption::NoAtime]);
         assert!(!arguments.fake);
         assert!(read("m /mnt -nf").expect("understood").fake);
         assert!(read("m /mnt -o remount,ro").expect("understood").request.options.remount);

@@ -1,12 +1,14 @@
 //! `-o` of `dfs mount` and mount(8): one comma-separated list, each word known or refused by name.
 
+use dfs_mount::VfsOption;
+
 use crate::exit::usage;
 
 /// What one option list asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountOptions {
-    /// Words the kernel's VFS understands, in the order given (`nosuid`, `noatime`, …); `ro` and `rw` are apart.
-    pub vfs: Vec<String>,
+    /// What the kernel's VFS understands, in the order given (`nosuid`, `noatime`, …); `ro` and `rw` are apart.
+    pub vfs: Vec<VfsOption>,
     /// The mount may not change anything.
     pub read_only: bool,
     /// Other users than the mounting one may enter.
@@ -50,29 +52,6 @@ impl Default for MountOptions {
     }
 }
 
-/// Words that reach the kernel as they are.
-pub const VFS_WORDS: &[&str] = &[
-    "suid",
-    "nosuid",
-    "dev",
-    "nodev",
-    "exec",
-    "noexec",
-    "atime",
-    "noatime",
-    "relatime",
-    "norelatime",
-    "strictatime",
-    "nostrictatime",
-    "diratime",
-    "nodiratime",
-    "lazytime",
-    "nolazytime",
-    "dirsync",
-    "sync",
-    "async",
-];
-
 /// Words of fstab that concern mount(8) alone.
 const IGNORED_WORDS: &[&str] = &[
     "defaults",
@@ -100,18 +79,24 @@ const IGNORED_WORDS: &[&str] = &[
 
 /// Returns the words of `list` that a change of an existing mount may carry: those the kernel's VFS keeps.
 pub fn for_remount(list: &str) -> String {
-    let words = list.split(',').filter(|word| VFS_WORDS.contains(word) || matches!(*word, "remount" | "ro" | "rw"));
+    let is_kept = |word: &&str| VfsOption::from_word(word).is_some() || matches!(*word, "remount" | "ro" | "rw");
+    let words = list.split(',').filter(is_kept);
     words.collect::<Vec<_>>().join(",")
 }
 
-/// Reads a list such as `ro,noatime,soft=30` on top of `options`.
+/// Reads a list such as `ro,noatime,soft=30`.
 ///
 /// # Errors
 ///
 /// The first word that is not known or whose value is wrong, as an error of use.
-pub fn parse(list: &str, options: &mut MountOptions) -> anyhow::Result<()> {
+pub fn parse(list: &str) -> anyhow::Result<MountOptions> {
+    let mut options = MountOptions::default();
     for word in list.split(',').filter(|word| !word.is_empty()) {
         let (name, value) = word.split_once('=').map_or((word, None), |(name, value)| (name, Some(value)));
+        if let (Some(option), None) = (VfsOption::from_word(name), value) {
+            options.vfs.push(option);
+            continue;
+        }
         match (name, value) {
             ("ro", None) => options.read_only = true,
             ("rw", None) => options.read_only = false,
@@ -135,7 +120,6 @@ pub fn parse(list: &str, options: &mut MountOptions) -> anyhow::Result<()> {
                 "comment" | "user" | "uhelper" | "helper" | "fsname" | "subtype" | "user_id" | "group_id" | "max_read",
                 Some(_),
             ) => {}
-            (name, None) if VFS_WORDS.contains(&name) => options.vfs.push(name.to_owned()),
             (name, None) if IGNORED_WORDS.contains(&name) => {}
             (name, None)
                 if matches!(name, "soft" | "dirty" | "read_ahead" | "workers" | "http" | "log" | "log_level") =>
@@ -146,12 +130,12 @@ pub fn parse(list: &str, options: &mut MountOptions) -> anyhow::Result<()> {
                 return Err(usage(format!(
                     "unknown mount option {word:?}; known are ro, rw, {}, allow_other, nonempty, hard, soft=SECONDS, \
                      dirty=BYTES, read_ahead=BYTES, workers=N, http=HOST:PORT, log=FILE, log_level=LEVEL",
-                    VFS_WORDS.join(", ")
+                    VfsOption::WORDS.map(|(word, _)| word).join(", ")
                 )));
             }
         }
     }
-    Ok(())
+    Ok(options)
 }
 
 fn in_range(word: &str, text: &str, range: std::ops::RangeInclusive<u64>, expected: &str) -> anyhow::Result<u64> {
@@ -181,38 +165,33 @@ fn size(word: &str, text: &str, range: std::ops::RangeInclusive<u64>) -> anyhow:
 mod tests {
     use super::*;
 
-    fn read(list: &str) -> anyhow::Result<MountOptions> {
-        let mut options = MountOptions::default();
-        parse(list, &mut options).map(|()| options)
-    }
-
     #[test]
     fn the_usual_line_of_fstab_is_taken() {
         let options =
-            read("defaults,ro,noatime,_netdev,nofail,x-systemd.automount,user.name=x,comment=hi").expect("taken");
-        assert_eq!(options, MountOptions { read_only: true, vfs: vec!["noatime".into()], ..MountOptions::default() });
+            parse("defaults,ro,noatime,_netdev,nofail,x-systemd.automount,user.name=x,comment=hi").expect("taken");
+        assert_eq!(options, MountOptions { read_only: true, vfs: vec![VfsOption::NoAtime], ..MountOptions::default() });
     }
 
     #[test]
     fn own_options_have_values_within_limits() {
-        let options = read("soft=30,dirty=8M,read_ahead=0,workers=3,http=127.0.0.1:0,allow_other").expect("taken");
+        let options = parse("soft=30,dirty=8M,read_ahead=0,workers=3,http=127.0.0.1:0,allow_other").expect("taken");
         assert_eq!((options.soft_seconds, options.dirty_bytes, options.workers), (Some(30), 8 << 20, 3));
-        assert_eq!(read("soft=5,hard").expect("taken").soft_seconds, None);
+        assert_eq!(parse("soft=5,hard").expect("taken").soft_seconds, None);
         for wrong in ["soft=0", "soft=x", "soft", "dirty=1K", "dirty=99999999999G", "workers=2", "http=x", "log="] {
-            assert!(read(wrong).is_err(), "{wrong}");
+            assert!(parse(wrong).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn a_remount_is_reduced_to_what_the_kernel_keeps() {
         let list = "remount,ro,nosuid,user_id=0,group_id=0,default_permissions,allow_other,soft=5";
-        assert!(read(list).expect("taken").remount);
+        assert!(parse(list).expect("taken").remount);
         assert_eq!(for_remount(list), "remount,ro,nosuid");
     }
 
     #[test]
     fn an_unknown_option_is_refused_by_name() {
-        let error = read("ro,nosuchthing=1").expect_err("refused").to_string();
+        let error = parse("ro,nosuchthing=1").expect_err("refused").to_string();
         assert!(error.contains("\"nosuchthing=1\"") && error.contains("soft=SECONDS"), "{error}");
     }
 }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use nix::sys::signal::Signal;
 
+use dfs_mount::MountPoint;
 use dfs_proto::wire::pb::StatusReply;
 
 use crate::admin::Admin;
@@ -119,8 +120,7 @@ pub fn run(settings: &Settings, option_list: &str, signals: StopSignals) -> anyh
     if !(1024..=65_000).contains(&plan.base_port) {
         return Err(usage(format!("up.base_port = {}: a port from 1024 to 65000 is expected", plan.base_port)));
     }
-    let mut options = mount_options::MountOptions::default();
-    mount_options::parse(option_list, &mut options)?;
+    let options = mount_options::parse(option_list)?;
     check_fuse()?;
     let _lock = take_data_directory(&plan.data)?;
     take_mount_point(&plan, options.nonempty)?;
@@ -215,10 +215,10 @@ fn take_mount_point(plan: &Plan, nonempty: bool) -> anyhow::Result<()> {
     }
     let is_dead =
         |path: &Path| std::fs::symlink_metadata(path).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN));
-    if mount_point::mounted_type(directory).as_deref() == Some(mount_point::FS_TYPE) && is_dead(directory) {
+    if MountPoint::mounted_type(directory).as_deref() == Some(MountPoint::FS_TYPE) && is_dead(directory) {
         mount_point::detach(directory);
     }
-    if mount_point::mounted_type(directory).is_none() {
+    if MountPoint::mounted_type(directory).is_none() {
         std::fs::create_dir_all(directory)
             .map_err(|error| refused(format!("mount point {}: {error}", mount_point::shown(directory))))?;
     }
@@ -266,7 +266,7 @@ impl Cluster {
         let point = self.mount_point.clone();
         self.wait_until("the mount", || {
             // Mounted, and answering: the first call has been to the master and back.
-            mount_point::mounted_type(&point).as_deref() == Some(mount_point::FS_TYPE)
+            MountPoint::mounted_type(&point).as_deref() == Some(MountPoint::FS_TYPE)
                 && nix::sys::statvfs::statvfs(&point).is_ok()
         })
     }
@@ -315,7 +315,7 @@ impl Cluster {
                 }
                 let what = if unmounted { "was unmounted from outside" } else { "ended" };
                 eprintln!("[up] {} {what} ({status}); starting it again", process.name);
-                if is_mount && mount_point::mounted_type(&self.mount_point).is_some() {
+                if is_mount && MountPoint::mounted_type(&self.mount_point).is_some() {
                     // A dead mount answers every call with ENOTCONN and keeps the new one out.
                     mount_point::detach(&self.mount_point);
                 }
@@ -343,7 +343,7 @@ impl Cluster {
                 self.await_ends(at);
             }
         }
-        if mount_point::mounted_type(&self.mount_point).as_deref() == Some(mount_point::FS_TYPE) {
+        if MountPoint::mounted_type(&self.mount_point).as_deref() == Some(MountPoint::FS_TYPE) {
             eprintln!(
                 "[up] {} is still mounted (a program is inside?): detaching it",
                 mount_point::shown(&self.mount_point)

@@ -17,6 +17,6 @@ pub mod metrics;
 mod mount;
 pub mod remote;
 
-pub use fuse::VfsOption;
+pub use fuse::{MountPoint, VfsOption};
 pub use mount::{MountConfig, MountError, Mounted, Unmounter, mount};
 pub use remote::Policy;

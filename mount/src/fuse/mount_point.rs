@@ -37,6 +37,9 @@ pub enum MountPointError {
 }
 
 impl MountPoint {
+    /// The type of our mounts, as the kernel names it and df shows it.
+    pub const FS_TYPE: &str = "fuse.dfs";
+
     /// Checks that something can be mounted on `path`. Whether it may have content is the caller's to decide.
     ///
     /// # Errors
@@ -46,17 +49,23 @@ impl MountPoint {
         let unusable = |error| MountPointError::Unusable { path: path.to_owned(), error };
         // The kernel's table first: to look into a dead mount fails or hangs.
         let absolute = std::path::absolute(path).map_err(unusable)?;
-        if let Some(mounted) = Mounted::find(&absolute).filter(|mounted| mounted.kind == FS_TYPE) {
+        if let Some(mounted) = Mounted::find(&absolute).filter(|mounted| mounted.kind == Self::FS_TYPE) {
             return Err(MountPointError::Mounted { path: path.to_owned(), kind: mounted.kind });
         }
         let path = path.canonicalize().map_err(unusable)?;
         if !path.is_dir() {
             return Err(MountPointError::NotDirectory { path });
         }
-        if let Some(mounted) = Mounted::find(&path).filter(|mounted| mounted.kind == FS_TYPE) {
+        if let Some(mounted) = Mounted::find(&path).filter(|mounted| mounted.kind == Self::FS_TYPE) {
             return Err(MountPointError::Mounted { path, kind: mounted.kind });
         }
         Ok(Self { path })
+    }
+
+    /// Returns the type of the topmost mount at exactly `path`, or `None`. Does not touch the mount itself, so it cannot
+    /// hang on a dead one.
+    pub fn mounted_type(path: &Path) -> Option<String> {
+        Mounted::find(&normalized(path)).map(|mounted| mounted.kind)
     }
 
     /// Returns the directory, absolute and without symlinks.
@@ -70,8 +79,14 @@ impl MountPoint {
     }
 }
 
-/// The type of our mounts, as the kernel names it.
-pub const FS_TYPE: &str = "fuse.dfs";
+/// Returns `path` as the kernel would show it: absolute, its parent's links resolved, itself not looked at.
+fn normalized(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(parent), Some(name)) => std::fs::canonicalize(parent).map_or(absolute.clone(), |real| real.join(name)),
+        _ => absolute,
+    }
+}
 
 /// One line of /proc/self/mountinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,6 +152,18 @@ mod tests {
         assert_eq!(find("/mnt/a b"), Some(("0:50".into(), "fuse.dfs".into())));
         assert_eq!(find("/mnt/twice"), Some(("0:52".into(), "fuse.dfs".into())));
         assert_eq!(find("/mnt"), None);
+    }
+
+    #[test]
+    fn the_kernels_table_is_read() {
+        assert_eq!(MountPoint::mounted_type(Path::new("/proc")).as_deref(), Some("proc"));
+        assert_eq!(MountPoint::mounted_type(Path::new("/proc/self")), None);
+    }
+
+    #[test]
+    fn escapes_are_undone() {
+        assert_eq!(unescape(b"/a\\040b\\134c"), b"/a b\\c");
+        assert_eq!(unescape(b"/plain\\04"), b"/plain\\04");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
 use super::adapter::Adapter;
-use super::mount_point::{FS_TYPE, MountPoint};
+use super::mount_point::MountPoint;
 use super::wait_pools::WaitPools;
 use crate::fs::FileSystem;
 use crate::metrics::Metrics;
@@ -51,24 +51,32 @@ pub enum VfsOption {
 }
 
 impl VfsOption {
+    /// What mount(8) calls them.
+    pub const WORDS: [(&str, Self); 19] = [
+        ("suid", Self::Suid),
+        ("nosuid", Self::NoSuid),
+        ("dev", Self::Dev),
+        ("nodev", Self::NoDev),
+        ("exec", Self::Exec),
+        ("noexec", Self::NoExec),
+        ("atime", Self::Atime),
+        ("noatime", Self::NoAtime),
+        ("relatime", Self::Idle),
+        ("norelatime", Self::Idle),
+        ("strictatime", Self::Idle),
+        ("nostrictatime", Self::Idle),
+        ("diratime", Self::Idle),
+        ("nodiratime", Self::Idle),
+        ("lazytime", Self::Idle),
+        ("nolazytime", Self::Idle),
+        ("dirsync", Self::DirSync),
+        ("sync", Self::Sync),
+        ("async", Self::Async),
+    ];
+
     /// Returns the option that mount(8) calls `word`, if there is one.
     pub fn from_word(word: &str) -> Option<Self> {
-        Some(match word {
-            "suid" => Self::Suid,
-            "nosuid" => Self::NoSuid,
-            "dev" => Self::Dev,
-            "nodev" => Self::NoDev,
-            "exec" => Self::Exec,
-            "noexec" => Self::NoExec,
-            "atime" => Self::Atime,
-            "noatime" => Self::NoAtime,
-            "dirsync" => Self::DirSync,
-            "sync" => Self::Sync,
-            "async" => Self::Async,
-            "relatime" | "norelatime" | "strictatime" | "nostrictatime" | "diratime" | "nodiratime" | "lazytime"
-            | "nolazytime" => Self::Idle,
-            _ => return None,
-        })
+        Self::WORDS.into_iter().find(|(known, _)| *known == word).map(|(_, option)| option)
     }
 
     fn option(self) -> Option<MountOption> {
@@ -191,8 +199,8 @@ impl FuseUnmounter {
     /// EBUSY while a program uses it; what fusermount3 says.
     pub fn unmount(&self) -> io::Result<()> {
         match (self.mount_point.mounted(), &self.device) {
-            (Some(mounted), Some(device)) if mounted.device == *device && mounted.kind == FS_TYPE => {}
-            (Some(mounted), None) if mounted.kind == FS_TYPE => {}
+            (Some(mounted), Some(device)) if mounted.device == *device && mounted.kind == MountPoint::FS_TYPE => {}
+            (Some(mounted), None) if mounted.kind == MountPoint::FS_TYPE => {}
             _ => return Ok(()),
         }
         let path = self.mount_point.path();
