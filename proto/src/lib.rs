@@ -1,6 +1,6 @@
 //! What every part of dfs shares: the vocabulary, the wire formats, and the seams to the outside.
 //!
-//! - vocabulary: [`ids`], [`time`], [`name`], [`kind`], [`error`], [`limits`]
+//! - vocabulary: [`ids`], [`time`], [`name`], [`kind`], [`mode`], [`error`], [`limits`]
 //! - bytes: [`unit`] (checksums of 4 KiB units), [`grant`] (sealed rights to chunks), [`wire`] (frames, hello,
 //!   connections, the generated messages)
 //! - [`env`]: clock and randomness, as traits, so that cores can be run by a simulator
@@ -13,6 +13,7 @@ pub mod grant;
 pub mod ids;
 pub mod kind;
 pub mod limits;
+pub mod mode;
 pub mod name;
 pub mod time;
 pub mod unit;

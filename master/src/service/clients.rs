@@ -6,9 +6,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dfs_proto::wire::{Connection, FrameKind, Identity, Listener, Peer, WireError, accept_hello, pb};
+use dfs_proto::wire::{Connection, FrameKind, Identity, Listener, Peer, WireError, accept_hello, op_name, pb};
 use dfs_proto::{FsError, NodeId, Seq, SessionId};
-use prost::Message;
 
 use super::decode::{self, Asked};
 use super::{Shared, cut, grants};
@@ -53,14 +52,12 @@ fn serve(shared: &Shared, mut connection: Connection) -> Result<(), WireError> {
     loop {
         let frame = connection.recv(Some(Instant::now() + shared.deadlines.idle))?;
         let started = Instant::now();
-        if frame.kind != FrameKind::MetaRequest {
-            return Err(WireError::Malformed(format!("{:?} where a request was expected", frame.kind)));
-        }
-        let request = pb::MetaRequest::decode(frame.head).map_err(|error| WireError::Malformed(error.to_string()))?;
-        let op = decode::op_name(request.body.as_ref());
+        let request_id = frame.request_id;
+        let (request, _): (pb::MetaRequest, _) = frame.decode(FrameKind::MetaRequest)?;
+        let op = request.body.as_ref().map_or("other", op_name);
         let (reply, error) = client.answer(request);
         shared.metrics.observe(op, started, error.as_ref());
-        connection.send(FrameKind::MetaReply, frame.request_id, &reply, &[])?;
+        connection.send(FrameKind::MetaReply, request_id, &reply, &[])?;
     }
 }
 

@@ -33,42 +33,6 @@ pub(super) enum Asked {
     BadReplica(pb::ReportBadReplica),
 }
 
-/// Returns the name that metrics have for a request.
-pub(super) fn op_name(body: Option<&meta_request::Body>) -> &'static str {
-    use meta_request::Body as B;
-    match body {
-        None => "other",
-        Some(B::SessionOpen(_)) => "session_open",
-        Some(B::SessionReclaim(_)) => "session_reclaim",
-        Some(B::SessionClose(_)) => "session_close",
-        Some(B::Ping(_)) => "ping",
-        Some(B::Sync(_)) => "sync",
-        Some(B::Lookup(_)) => "lookup",
-        Some(B::GetAttr(_)) => "get_attr",
-        Some(B::SetAttr(_)) => "set_attr",
-        Some(B::Make(_)) => "make",
-        Some(B::Unlink(_)) => "unlink",
-        Some(B::Rmdir(_)) => "rmdir",
-        Some(B::Rename(_)) => "rename",
-        Some(B::Link(_)) => "link",
-        Some(B::ReadLink(_)) => "read_link",
-        Some(B::Open(_)) => "open",
-        Some(B::Release(_)) => "release",
-        Some(B::ReadDir(_)) => "read_dir",
-        Some(B::StatFs(_)) => "stat_fs",
-        Some(B::SetXattr(_)) => "set_xattr",
-        Some(B::GetXattr(_)) => "get_xattr",
-        Some(B::ListXattr(_)) => "list_xattr",
-        Some(B::RemoveXattr(_)) => "remove_xattr",
-        Some(B::GetChunks(_)) => "get_chunks",
-        Some(B::AllocateChunks(_)) => "allocate_chunks",
-        Some(B::CommitWrite(_)) => "commit_write",
-        Some(B::GetInline(_)) => "get_inline",
-        Some(B::PunchChunks(_)) => "punch_chunks",
-        Some(B::ReportBadReplica(_)) => "report_bad_replica",
-    }
-}
-
 /// Returns what `message`, of a connection of `session`, asks for.
 ///
 /// # Errors

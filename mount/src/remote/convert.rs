@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dfs_proto::wire::pb::{self, meta_request};
+use dfs_proto::wire::pb;
 use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, Kind, NodeId, Seq, UnixNanos, Version};
 
 use super::location::{Location, Replica};
@@ -63,39 +63,4 @@ pub(super) fn location(message: pb::ChunkLocation) -> Location {
 /// Returns the error for a reply without the part that its request asks for.
 pub(super) fn missing(what: &str) -> FsError {
     FsError::Protocol(format!("the reply has no {what}"))
-}
-
-/// Returns the name of a request in logs.
-pub(super) fn op_name(body: &meta_request::Body) -> &'static str {
-    use meta_request::Body;
-    match body {
-        Body::SessionOpen(_) => "session_open",
-        Body::SessionReclaim(_) => "session_reclaim",
-        Body::SessionClose(_) => "session_close",
-        Body::Ping(_) => "ping",
-        Body::Sync(_) => "sync",
-        Body::Lookup(_) => "lookup",
-        Body::GetAttr(_) => "get_attr",
-        Body::SetAttr(_) => "set_attr",
-        Body::Make(_) => "make",
-        Body::Unlink(_) => "unlink",
-        Body::Rmdir(_) => "rmdir",
-        Body::Rename(_) => "rename",
-        Body::Link(_) => "link",
-        Body::ReadLink(_) => "read_link",
-        Body::Open(_) => "open",
-        Body::Release(_) => "release",
-        Body::ReadDir(_) => "read_dir",
-        Body::StatFs(_) => "stat_fs",
-        Body::SetXattr(_) => "set_xattr",
-        Body::GetXattr(_) => "get_xattr",
-        Body::ListXattr(_) => "list_xattr",
-        Body::RemoveXattr(_) => "remove_xattr",
-        Body::GetChunks(_) => "get_chunks",
-        Body::AllocateChunks(_) => "allocate_chunks",
-        Body::CommitWrite(_) => "commit_write",
-        Body::GetInline(_) => "get_inline",
-        Body::PunchChunks(_) => "punch_chunks",
-        Body::ReportBadReplica(_) => "report_bad_replica",
-    }
 }

@@ -38,13 +38,13 @@ use std::time::{Duration, Instant};
 
 use dfs_proto::env::random_u64;
 use dfs_proto::wire::pb::{self, meta_reply, meta_request};
-use dfs_proto::wire::{Connection, FrameKind, Identity, WireError, connect, offer_hello};
+use dfs_proto::wire::{Connection, FrameKind, Identity, WireError, connect, offer_hello, op_name};
 use dfs_proto::{BootSession, ClusterId, FsError, InodeId, NodeId, Seq, SessionId, UnixNanos};
 use parking_lot::{Condvar, Mutex};
 
 use self::holds::Holds;
 use self::ledger::{Ledger, replay_of};
-use super::convert::{missing, op_name};
+use super::convert::missing;
 use super::retry::{self, Policy};
 use crate::fs::{Attr, Caller};
 use crate::metrics::Metrics;

@@ -9,11 +9,13 @@ mod connection;
 mod frame;
 mod hello;
 mod listener;
+mod op_name;
 
 pub use connection::{Connection, connect};
 pub use frame::{Frame, FrameHeader, FrameKind, HEADER_BYTES};
 pub use hello::{Identity, PROTOCOL, PROTOCOL_MIN, Peer, accept_hello, offer_hello};
 pub use listener::Listener;
+pub use op_name::op_name;
 
 /// The messages of `idl/hot.proto` and `idl/control.proto`.
 #[allow(missing_docs, clippy::all, unused_qualifications)]

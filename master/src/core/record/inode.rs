@@ -1,6 +1,7 @@
 //! The inode: a file itself, whatever its names.
 
 use bytes::Bytes;
+use dfs_proto::mode::without_set_id;
 use dfs_proto::{InodeId, Kind, Seq, UnixNanos, limits};
 
 use super::{RecordError, open, seal};
@@ -113,15 +114,10 @@ impl Inode {
         self.touch_attributes(now);
     }
 
-    /// Drops the set-user-id bit, and the set-group-id bit of a file its group may execute, as a write by an
-    /// unprivileged caller does (`should_remove_suid` in the kernel). Directories keep theirs.
+    /// Drops the set-id bits as a write by an unprivileged caller does. Directories keep theirs.
     pub fn clear_suid_sgid(&mut self) {
-        if self.is_directory() {
-            return;
-        }
-        self.mode &= !0o4000;
-        if self.mode & 0o010 != 0 {
-            self.mode &= !0o2000;
+        if !self.is_directory() {
+            self.mode = without_set_id(self.mode);
         }
     }
 

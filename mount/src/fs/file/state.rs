@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dfs_proto::env::Clock;
 use dfs_proto::limits::{DATA_BYTES_MAX, INLINE_BYTES_MAX};
+use dfs_proto::mode::without_set_id;
 use dfs_proto::{ChunkIndex, FsError, InodeId, MonoMs, UnixNanos};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -498,7 +499,7 @@ impl State {
             attr.ctime = attr.ctime.max(mtime);
         }
         if self.kill_suid_sgid {
-            attr.mode = without_suid_sgid(attr.mode);
+            attr.mode = without_set_id(attr.mode);
         }
     }
 
@@ -535,10 +536,4 @@ impl State {
         }
         own
     }
-}
-
-/// What a write by an unprivileged process leaves of the mode: set-group-id without group execution is a lock mark.
-fn without_suid_sgid(mode: u32) -> u32 {
-    let mode = mode & !libc::S_ISUID;
-    if mode & libc::S_IXGRP != 0 { mode & !libc::S_ISGID } else { mode }
 }

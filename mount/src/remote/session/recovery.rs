@@ -4,13 +4,13 @@
 
 use bytes::Bytes;
 use dfs_proto::env::{Clock, SystemClock, random_bytes};
-use dfs_proto::wire::Connection;
 use dfs_proto::wire::pb::{self, meta_reply, meta_request};
+use dfs_proto::wire::{Connection, op_name};
 use dfs_proto::{BootSession, ClusterId, FsError, SessionId};
 
 use std::time::Instant;
 
-use super::super::convert::{self, missing, op_name};
+use super::super::convert::{self, missing};
 use super::super::retry::{self, Policy};
 use super::{ANSWER_TIMEOUT, OPENS_BATCH, OnLost, Session, exchange};
 use crate::fs::Attr;

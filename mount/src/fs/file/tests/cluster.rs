@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dfs_proto::limits::INLINE_BYTES_MAX;
+use dfs_proto::mode::without_set_id;
 use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, NodeId, Seq, UnixNanos, Version, unit};
 use parking_lot::{Condvar, Mutex};
 
@@ -352,7 +353,7 @@ impl Backend for Cluster {
         }
         attr.mtime = commit.mtime;
         if commit.clear_suid_sgid {
-            attr.mode &= !0o6000;
+            attr.mode = without_set_id(attr.mode);
         }
         file.written.extend(commit.written.iter().map(|index| index.0));
         Ok(inner.touch(commit.inode, true))
