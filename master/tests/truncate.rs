@@ -117,7 +117,7 @@ impl Cluster {
     }
 
     fn locations(&mut self, inode: u64) -> Result<Vec<pb::ChunkLocation>, FsError> {
-        match self.ask(Body::GetChunks(pb::GetChunks { inode, first: 0, count: 2 }))? {
+        match self.ask(Body::GetChunks(pb::GetChunks { inode, first: 0, count: 2, lost: Vec::new() }))? {
             meta_reply::Body::Chunks(chunks) => Ok(chunks.locations),
             other => panic!("unexpected {other:?}"),
         }
@@ -181,9 +181,9 @@ fn the_rest_of_the_last_chunk_is_zeroed_before_the_caller_is_told() {
     let Ok(meta_reply::Body::Chunks(chunks)) = cluster.ask(Body::AllocateChunks(allocate)) else { panic!("no chunks") };
     for location in &chunks.locations {
         let grant = cluster.key.open(&location.grant).expect("our seal");
-        assert_eq!((grant.chunk, grant.version, grant.may_create), (location.chunk, 1, true));
+        assert_eq!((grant.chunk.0, grant.version.0, grant.may_create), (location.chunk, 1, true));
         assert_eq!((grant.members.len(), location.replicas.len()), (3, 3));
-        assert_eq!((grant.primary, grant.primary_boot), (location.replicas[0].node, u64::from(grant.primary)));
+        assert_eq!((grant.primary.0, grant.primary_boot.0), (location.replicas[0].node, u64::from(grant.primary.0)));
     }
     let commit = pb::CommitWrite {
         inode: file.inode,
@@ -202,7 +202,7 @@ fn the_rest_of_the_last_chunk_is_zeroed_before_the_caller_is_told() {
     assert_eq!((request.chunk, zero.offset), (chunks.locations[1].chunk, 100));
     assert_eq!(u64::from(zero.offset + zero.length), CHUNK_SIZE);
     let grant = cluster.key.open(&request.grant).expect("our seal");
-    assert_eq!((grant.chunk, grant.may_create), (request.chunk, false));
+    assert_eq!((grant.chunk.0, grant.may_create), (request.chunk, false));
     let locations = cluster.locations(file.inode).expect("nothing is pending");
     assert_eq!(locations[1].chunk, request.chunk);
 
@@ -250,7 +250,7 @@ fn a_zero_that_was_not_answered_is_void_before_it_is_repeated() {
     let versions: Vec<(u64, u64)> = {
         let asked = cluster.asked.lock().expect("alive");
         let grant = |request: &pb::DataRequest| cluster.key.open(&request.grant).expect("our seal");
-        asked.iter().map(|(request, _)| (request.version, grant(request).version)).collect()
+        asked.iter().map(|(request, _)| (request.version, grant(request).version.0)).collect()
     };
     assert_eq!(versions, [(1, 1), (2, 2), (3, 3)], "each copy has a version of its own");
     let locations = cluster.locations(inode).expect("nothing is pending");

@@ -14,6 +14,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use prost::Message;
 use sha2::Sha256;
 
+use crate::replica_set::Grant;
 use crate::wire::pb;
 
 const SEAL_BYTES: usize = 16;
@@ -46,8 +47,8 @@ impl GrantKey {
     }
 
     /// Returns `grant`, encoded and sealed.
-    pub fn seal(&self, grant: &pb::Grant) -> Bytes {
-        let body = grant.encode_to_vec();
+    pub fn seal(&self, grant: &Grant) -> Bytes {
+        let body = pb::Grant::from(grant).encode_to_vec();
         let seal = self.mac(&body).finalize().into_bytes();
         let mut sealed = BytesMut::with_capacity(SEAL_BYTES + body.len());
         sealed.put_slice(&seal[..SEAL_BYTES]);
@@ -56,21 +57,35 @@ impl GrantKey {
     }
 
     /// Returns the grant in `sealed`, or `None` if the seal is not ours or the content cannot be read.
-    pub fn open(&self, sealed: &[u8]) -> Option<pb::Grant> {
+    pub fn open(&self, sealed: &[u8]) -> Option<Grant> {
         let (seal, body) = sealed.split_at_checked(SEAL_BYTES)?;
         self.mac(body).verify_truncated_left(seal).ok()?;
-        pb::Grant::decode(body).ok()
+        pb::Grant::decode(body).ok().map(Grant::from)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replica_set::{Home, Member};
+    use crate::{BootSession, ChunkId, ChunkIndex, InodeId, NodeId, Version};
 
     #[test]
     fn a_grant_opens_only_whole_and_with_its_key() {
         let key = GrantKey::new([7; 32]);
-        let grant = pb::Grant { chunk: 5, version: 2, primary: 1, ..Default::default() };
+        let member = |node| Member { node: NodeId(node), address: "host:7100".into() };
+        let grant = Grant {
+            chunk: ChunkId(5),
+            home: Home { inode: InodeId(9), index: ChunkIndex(3) },
+            version: Version(2),
+            primary: NodeId(1),
+            primary_boot: BootSession(77),
+            members: vec![member(1), member(2)],
+            syncing: vec![member(3)],
+            min_in_sync: 2,
+            may_create: true,
+            chunk_size_log2: 26,
+        };
         let sealed = key.seal(&grant);
         assert_eq!(key.open(&sealed), Some(grant));
         assert_eq!(GrantKey::new([8; 32]).open(&sealed), None);

@@ -1,6 +1,7 @@
 //! What every part of dfs shares: the vocabulary, the wire formats, and the seams to the outside.
 //!
 //! - vocabulary: [`ids`], [`time`], [`name`], [`kind`], [`mode`], [`error`], [`limits`]
+//! - protocols: [`replica_set`] (who holds a chunk, and how that changes), [`planted`] (bugs on purpose, for tests)
 //! - bytes: [`unit`] (checksums of 4 KiB units), [`grant`] (sealed rights to chunks), [`wire`] (frames, hello,
 //!   connections, the generated messages)
 //! - [`env`]: clock and randomness, as traits, so that cores can be run by a simulator
@@ -15,6 +16,8 @@ pub mod kind;
 pub mod limits;
 pub mod mode;
 pub mod name;
+pub mod planted;
+pub mod replica_set;
 pub mod time;
 pub mod unit;
 pub mod wire;

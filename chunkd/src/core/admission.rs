@@ -1,47 +1,11 @@
 //! Who may be served: what a grant says, held against who asks and who we are.
 
-use std::sync::Arc;
-
 use dfs_proto::limits::UNIT_SIZE;
+pub use dfs_proto::replica_set::{Grant, Member};
 use dfs_proto::{BootSession, ChunkId, FsError, NodeId, Version};
 
 /// Smallest and largest size of a chunk that is served, as log2 of bytes. The largest bounds a unit table to one frame.
 pub const CHUNK_SIZE_LOG2: std::ops::RangeInclusive<u32> = 12..=26;
-
-/// One server of a replica set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// Which server.
-    pub node: NodeId,
-    /// Its data plane, `host:port`.
-    pub address: Arc<str>,
-}
-
-/// What a sealed grant says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
-    /// The chunk it is for.
-    pub chunk: ChunkId,
-    /// The version of its replica set.
-    pub version: Version,
-    /// Who orders its writes.
-    pub primary: NodeId,
-    /// The run of the primary that it is for.
-    pub primary_boot: BootSession,
-    /// All replicas, the primary's too.
-    pub members: Vec<Member>,
-    /// Nothing was committed yet: an absent replica is an empty one.
-    pub may_create: bool,
-    /// log2 of the chunk's bytes.
-    pub chunk_size_log2: u32,
-}
-
-impl Grant {
-    /// Returns the members other than `node`.
-    pub fn others(&self, node: NodeId) -> Vec<Member> {
-        self.members.iter().filter(|member| member.node != node).cloned().collect()
-    }
-}
 
 /// Returns the units of a chunk of this size.
 pub fn units(chunk_size_log2: u32) -> u32 {
@@ -117,6 +81,8 @@ pub fn unit_range(offset: u32, length: u32, chunk_size_log2: u32) -> Result<(u32
 
 #[cfg(test)]
 mod tests {
+    use dfs_proto::replica_set::Home;
+
     use super::*;
 
     fn grant() -> Grant {
@@ -127,6 +93,9 @@ mod tests {
             primary: NodeId(1),
             primary_boot: BootSession(77),
             members,
+            syncing: Vec::new(),
+            min_in_sync: 2,
+            home: Home::default(),
             may_create: false,
             chunk_size_log2: 26,
         }

@@ -4,6 +4,7 @@ pub mod admission;
 pub mod dedupe;
 pub mod follow;
 pub mod lease;
+pub mod message;
 pub mod reconcile;
 pub mod unit;
 pub mod write_order;

@@ -152,6 +152,7 @@ async fn register(
         software: env!("CARGO_PKG_VERSION").into(),
         disks: disks(shared),
         protocol: PROTOCOL,
+        suspect: shared.store.is_suspect(),
     };
     let reply = client.register(request).await.map_err(|status| refusal(&status))?.into_inner();
     let wrong = |reason: &str| Refusal::ForNow(format!("the master's answer makes no sense: {reason}"));
@@ -209,7 +210,12 @@ async fn beat(shared: &Arc<Shared>, client: &mut ChunkServersClient<Channel>, re
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let request = pb::PulseRequest { node: node.0, boot_session: shared.boot.0, deleted: deleted.clone() };
+        let request = pb::PulseRequest {
+            node: node.0,
+            boot_session: shared.boot.0,
+            deleted: deleted.clone(),
+            ..Default::default()
+        };
         // Before it is sent: the lease must never outlast the master's idea of it.
         let sent = shared.now();
         match client.pulse(request).await.map(tonic::Response::into_inner) {
@@ -234,7 +240,12 @@ async fn beat(shared: &Arc<Shared>, client: &mut ChunkServersClient<Channel>, re
         let failed = shared.store.disks().iter().filter(|disk| disk.has_failed()).count();
         // The master must not place chunks on a disk that has just failed.
         if failed != failed_reported || tokio::time::Instant::now() >= next_report {
-            let request = pb::ReportRequest { node: node.0, boot_session: shared.boot.0, disks: disks(shared) };
+            let request = pb::ReportRequest {
+                node: node.0,
+                boot_session: shared.boot.0,
+                disks: disks(shared),
+                ..Default::default()
+            };
             match client.report(request).await.map(tonic::Response::into_inner) {
                 Ok(reply) if reply.known => {
                     next_report = tokio::time::Instant::now() + report;

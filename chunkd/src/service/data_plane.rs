@@ -196,6 +196,7 @@ impl DataPlane {
                 member::push_units(shared, peer, request, ask, payload)?;
                 plain(Reply::Synced(pb::Synced {}))
             }
+            Body::VerifyUnits(_) => Err(FsError::NotSupported),
         }
     }
 }
@@ -213,5 +214,6 @@ fn operation(body: &data_request::Body) -> Operation {
         Body::PeerBarrier(_) => Operation::PeerBarrier,
         Body::FetchUnits(_) => Operation::FetchUnits,
         Body::PushUnits(_) => Operation::PushUnits,
+        Body::VerifyUnits(_) => Operation::FetchUnits,
     }
 }

@@ -33,7 +33,6 @@ pub(super) fn activate(
 ) -> Result<pb::UnitTable, FsError> {
     let membership = shared.membership()?;
     let grant = membership.key.open(&request.grant).ok_or(FsError::Stale("the grant's seal is not ours"))?;
-    let grant = translate::grant(grant);
     let (chunk, version) = (ChunkId(request.chunk), Version(request.version));
     admission::check_member(&grant, chunk, version, membership.node, (peer.node, peer.boot))?;
     let (replica, was_there) = shared.replicas.find_or_create(&shared.store, &new_header(&grant))?;

@@ -42,7 +42,7 @@ pub(super) fn admit(shared: &Shared, request: &pb::DataRequest) -> Result<(Arc<R
     }
     let membership = shared.membership()?;
     let grant = membership.key.open(&request.grant).ok_or(FsError::Stale("the grant's seal is not ours"))?;
-    let grant = Arc::new(translate::grant(grant));
+    let grant = Arc::new(grant);
     admission::check_primary(&grant, chunk, version, membership.node, shared.boot)?;
     let (replica, _) = shared.replicas.find_or_create(&shared.store, &new_header(&grant))?;
     let mut state = replica.lock();

@@ -2,24 +2,10 @@
 
 use dfs_proto::limits::UNIT_SIZE;
 use dfs_proto::wire::pb;
-use dfs_proto::{BootSession, ChunkId, FsError, NodeId, Version};
+use dfs_proto::{FsError, Version};
 
-use crate::core::admission::{Grant, Member};
 use crate::core::reconcile::Table;
 use crate::core::unit::{SEQ_MAX, UnitState, WriteStamp};
-
-pub(super) fn grant(message: pb::Grant) -> Grant {
-    let member = |replica: pb::Replica| Member { node: NodeId(replica.node), address: replica.address.into() };
-    Grant {
-        chunk: ChunkId(message.chunk),
-        version: Version(message.version),
-        primary: NodeId(message.primary),
-        primary_boot: BootSession(message.primary_boot),
-        members: message.members.into_iter().map(member).collect(),
-        may_create: message.may_create,
-        chunk_size_log2: message.chunk_size_log2,
-    }
-}
 
 /// Returns the message for a table, neighbours in one run.
 pub(super) fn table_to_runs(table: &Table) -> Vec<pb::UnitRun> {

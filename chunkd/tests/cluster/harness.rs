@@ -148,6 +148,8 @@ impl Chunk<'_> {
                 .collect(),
             may_create: self.may_create,
             chunk_size_log2: CHUNK_SIZE_LOG2,
+            min_in_sync: 2,
+            ..Default::default()
         }
     }
 

@@ -61,7 +61,7 @@ impl Master {
     }
 
     pub fn grant(&self, grant: &pb::Grant) -> Bytes {
-        GrantKey::new(KEY).seal(grant)
+        GrantKey::new(KEY).seal(&grant.clone().into())
     }
 }
 
@@ -95,6 +95,7 @@ impl ChunkServers for Control {
             lease_ms: LEASE_MS,
             pulse_ms: 50,
             report_ms: 30_000,
+            ..Default::default()
         }))
     }
 
@@ -108,7 +109,14 @@ impl ChunkServers for Control {
         state.deleted.extend(request.deleted.iter().map(|chunk| (request.node, *chunk)));
         let done = |chunk: &u64| state.deleted.contains(&(request.node, *chunk));
         let delete = state.delete.iter().copied().filter(|chunk| !done(chunk)).collect();
-        Ok(Response::new(pb::PulseReply { known, lease_ms: LEASE_MS, delete }))
+        Ok(Response::new(pb::PulseReply { known, lease_ms: LEASE_MS, delete, ..Default::default() }))
+    }
+
+    async fn change_replicas(
+        &self,
+        _request: Request<pb::ChangeReplicasRequest>,
+    ) -> Result<Response<pb::ChangeReplicasReply>, Status> {
+        Err(Status::unimplemented("this master of a test changes nothing"))
     }
 
     async fn report(&self, request: Request<pb::ReportRequest>) -> Result<Response<pb::ReportReply>, Status> {

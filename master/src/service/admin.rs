@@ -57,6 +57,7 @@ impl AdminService {
             sessions: sessions.into_iter().map(session_status).collect(),
             total_bytes: space.total_bytes / u64::from(REPLICAS),
             free_bytes: space.free_bytes / u64::from(REPLICAS),
+            ..Default::default()
         }
     }
 }
@@ -68,6 +69,30 @@ impl Admin for AdminService {
         // The executor's answers can take as long as a batch.
         let status = tokio::task::spawn_blocking(move || service.status_now()).await;
         status.map(Response::new).map_err(|error| Status::internal(error.to_string()))
+    }
+
+    async fn drain(&self, _request: Request<pb::DrainRequest>) -> Result<Response<pb::DrainReply>, Status> {
+        Err(Status::unimplemented("draining a chunk server is not there yet"))
+    }
+
+    async fn remove_node(
+        &self,
+        _request: Request<pb::RemoveNodeRequest>,
+    ) -> Result<Response<pb::RemoveNodeReply>, Status> {
+        Err(Status::unimplemented("removing a chunk server is not there yet"))
+    }
+
+    type FsckStream = tokio_stream::Empty<Result<pb::FsckProgress, Status>>;
+
+    async fn fsck(&self, _request: Request<pb::FsckRequest>) -> Result<Response<Self::FsckStream>, Status> {
+        Err(Status::unimplemented("the check is not there yet"))
+    }
+
+    async fn force_primary(
+        &self,
+        _request: Request<pb::ForcePrimaryRequest>,
+    ) -> Result<Response<pb::ForcePrimaryReply>, Status> {
+        Err(Status::unimplemented("forcing a primary is not there yet"))
     }
 
     async fn info(&self, request: Request<pb::InfoRequest>) -> Result<Response<pb::InfoReply>, Status> {
@@ -112,6 +137,7 @@ fn node_status(table: &NodeTable, id: NodeId, node: &Node, now: MonoMs, started:
         disks: node.disks.iter().map(disk_status).collect(),
         software: node.facts.software.clone(),
         replicas: node.recorded_replicas(),
+        ..Default::default()
     }
 }
 

@@ -161,7 +161,7 @@ impl Client<'_> {
     fn locations(&self, body: &Body) -> Result<Vec<pb::ChunkLocation>, FsError> {
         let Body::Chunks { inode, chunks } = body else { return Ok(Vec::new()) };
         let place = |(index, chunk): &(dfs_proto::ChunkIndex, Option<Arc<crate::core::record::Chunk>>)| {
-            grants::location(self.shared, *index, inode.chunk_size_log2, chunk.as_deref())
+            grants::location(self.shared, inode.id, *index, inode.chunk_size_log2, chunk.as_deref())
         };
         chunks.iter().map(place).collect()
     }

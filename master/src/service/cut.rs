@@ -89,7 +89,8 @@ fn deliver(
             let Some(raised) = shared.executor.raise_version(target.inode, target.index)? else { return Ok(()) };
             target.chunk = raised;
         }
-        let location = grants::location(shared, target.index, target.chunk_size_log2, Some(&target.chunk))?;
+        let location =
+            grants::location(shared, target.inode, target.index, target.chunk_size_log2, Some(&target.chunk))?;
         let request = pb::DataRequest {
             chunk: target.chunk.id.0,
             version: target.chunk.version.0,

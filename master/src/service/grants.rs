@@ -1,7 +1,8 @@
 //! Where chunks are, with the sealed grant that lets a mount use them.
 
+use dfs_proto::replica_set::{Grant, Home};
 use dfs_proto::wire::pb;
-use dfs_proto::{ChunkIndex, FsError};
+use dfs_proto::{BootSession, ChunkIndex, FsError, InodeId};
 
 use super::Shared;
 use crate::core::record::Chunk;
@@ -19,6 +20,7 @@ const REGISTRATION_MS: u64 = 5_000;
 /// [`FsError::TryAgain`] shortly after a restart, while the primary has not registered again.
 pub(super) fn location(
     shared: &Shared,
+    inode: InodeId,
     index: ChunkIndex,
     chunk_size_log2: u32,
     chunk: Option<&Chunk>,
@@ -27,28 +29,31 @@ pub(super) fn location(
     let now = shared.clock.mono();
     let table = shared.nodes.read();
     let mut replicas = Vec::with_capacity(chunk.in_sync.len());
-    let mut primary_boot = 0;
+    let mut primary_boot = BootSession(0);
     let others = chunk.in_sync.iter().filter(|node| **node != chunk.primary);
     for node in std::iter::once(&chunk.primary).chain(others) {
         let location = table.location(*node, now);
         if *node == chunk.primary {
-            primary_boot = location.as_ref().map_or(0, |location| location.boot.0);
+            primary_boot = location.as_ref().map_or(BootSession(0), |location| location.boot);
         }
         let alive = location.as_ref().is_some_and(|location| location.lease_valid);
         let address = location.map(|location| location.address).unwrap_or_default();
         replicas.push(pb::Replica { node: node.0, address, alive });
     }
     drop(table);
-    if primary_boot == 0 && now.since(shared.started) < REGISTRATION_MS {
+    if primary_boot == BootSession(0) && now.since(shared.started) < REGISTRATION_MS {
         return Err(FsError::TryAgain("the chunk's primary has not registered yet"));
     }
-    let members = replicas.iter().map(|replica| pb::Replica { alive: true, ..replica.clone() }).collect();
-    let grant = shared.grant_key.seal(&pb::Grant {
-        chunk: chunk.id.0,
-        version: chunk.version.0,
-        primary: chunk.primary.0,
+    let members = replicas.iter().cloned().map(Into::into).collect();
+    let grant = shared.grant_key.seal(&Grant {
+        chunk: chunk.id,
+        home: Home { inode, index },
+        version: chunk.version,
+        primary: chunk.primary,
         primary_boot,
         members,
+        syncing: Vec::new(),
+        min_in_sync: 2.min(chunk.in_sync.len() as u32),
         may_create: !chunk.is_written,
         chunk_size_log2,
     });

@@ -97,6 +97,7 @@ impl ChunkServers for NodeService {
             lease_ms: config.lease_ms,
             pulse_ms: config.pulse_ms,
             report_ms: config.report_ms,
+            ..Default::default()
         }))
     }
 
@@ -114,9 +115,17 @@ impl ChunkServers for NodeService {
                 known: true,
                 lease_ms: shared.config.lease_ms,
                 delete: to_delete.into_iter().map(|chunk| chunk.0).collect(),
+                ..Default::default()
             },
             None => pb::PulseReply::default(),
         }))
+    }
+
+    async fn change_replicas(
+        &self,
+        _request: Request<pb::ChangeReplicasRequest>,
+    ) -> Result<Response<pb::ChangeReplicasReply>, Status> {
+        Err(Status::unimplemented("changes of a replica set are not there yet"))
     }
 
     async fn report(&self, request: Request<pb::ReportRequest>) -> Result<Response<pb::ReportReply>, Status> {

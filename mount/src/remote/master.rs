@@ -488,7 +488,8 @@ impl MasterClient {
     ///
     /// `NoEntry`; `Invalid` if it is no regular file.
     pub fn get_chunks(&self, inode: InodeId, first: ChunkIndex, count: u32) -> Result<Chunks, FsError> {
-        let body = meta_request::Body::GetChunks(pb::GetChunks { inode: inode.0, first: first.0, count });
+        let body =
+            meta_request::Body::GetChunks(pb::GetChunks { inode: inode.0, first: first.0, count, lost: Vec::new() });
         self.chunks(body, Effect::Reads)
     }
 

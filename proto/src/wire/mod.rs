@@ -10,6 +10,7 @@ mod frame;
 mod hello;
 mod listener;
 mod op_name;
+mod replica_set;
 
 pub use connection::{Connection, connect};
 pub use frame::{Frame, FrameHeader, FrameKind, HEADER_BYTES};
