@@ -232,6 +232,9 @@ pub enum PeerAnswer {
         seq: u64,
         /// Its units, ascending, those only that were ever written.
         table: Table,
+        /// The writes it remembers by who asked. What any member has applied is everywhere once all are equal, so the new
+        /// primary must know a repeat of it, although it may not have had it itself.
+        keys: Vec<WriteKey>,
     },
     /// To Prepare.
     Prepared {

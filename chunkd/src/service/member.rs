@@ -54,7 +54,13 @@ pub(super) fn activate(
     let table = replica.open.file.table().map_err(store_failure)?;
     check_disk(&replica)?;
     let highest = table.iter().map(|(_, state)| state.stamp.seq).max().unwrap_or(0);
-    Ok(pb::UnitTable { present, version: version.0, seq: seq.max(highest), runs: translate::table_to_runs(&table) })
+    Ok(pb::UnitTable {
+        present,
+        version: version.0,
+        seq: seq.max(highest),
+        runs: translate::table_to_runs(&table),
+        writes: Vec::new(),
+    })
 }
 
 /// Applies a write of the primary that is followed, in its turn.
