@@ -6,6 +6,7 @@
 
 use std::io::{BufReader, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -225,6 +226,13 @@ impl Connection {
             }
         }
         Ok(bytes.into())
+    }
+}
+
+/// For those who wait for answers on several connections at once: between frames, an answer has come when it is readable.
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reader.get_ref().as_fd()
     }
 }
 
