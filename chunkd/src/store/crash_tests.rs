@@ -30,7 +30,7 @@ enum Change {
 }
 
 /// A file in memory, in pages, that notes every change.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Recorder {
     pages: Mutex<BTreeMap<u64, Vec<u8>>>,
     log: Mutex<Vec<Change>>,
@@ -107,6 +107,14 @@ impl RawFile for Recorder {
         let pages = self.pages.lock().unwrap();
         let page = pages.range(from / PAGE..).next().map(|(page, _)| *page);
         Ok(page.filter(|page| page * PAGE < end).map(|page| ((page * PAGE).max(from), ((page + 1) * PAGE).min(end))))
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.pages.lock().unwrap().last_key_value().map_or(0, |(page, _)| (page + 1) * PAGE))
+    }
+
+    fn allocate(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -3,7 +3,8 @@
 //! - [`layout`]: the bytes of a replica file, and why a crash cannot mix old and new in a unit
 //! - [`header`], [`unit_table`]: their codecs
 //! - [`chunk_file`], [`recover`]: reading and writing one replica; what is left after a crash
-//! - [`raw_file`]: the few file operations they need, so that tests can cut them short
+//! - [`volume`], [`raw_file`]: the few operations on names and files that they need, so that tests put disks of their own
+//!   below
 //! - [`data_dir`], [`disk`], [`replica_store`]: data directories, their space and health, and all replicas in them
 
 #![allow(clippy::disallowed_methods, reason = "a shell: it owns the files")]
@@ -19,6 +20,7 @@ pub mod raw_file;
 pub mod recover;
 pub mod replica_store;
 pub mod unit_table;
+pub mod volume;
 
 /// Why a replica could not be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -1,5 +1,6 @@
 //! The file operations that a replica needs.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -8,7 +9,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek64};
 
 /// A file that is read and written at offsets, and may have holes.
-pub trait RawFile: Send + Sync {
+pub trait RawFile: fmt::Debug + Send + Sync {
     /// Fills `buffer` from `offset` on; what lies past the end reads as zeros.
     ///
     /// # Errors
@@ -43,6 +44,21 @@ pub trait RawFile: Send + Sync {
     ///
     /// The operating system's.
     fn next_data(&self, from: u64, end: u64) -> io::Result<Option<(u64, u64)>>;
+
+    /// Returns the file's length.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn length(&self) -> io::Result<u64>;
+
+    /// Takes room for `[offset, offset + length)`, so that writing there does not fail for want of it. What is there
+    /// stays, what was a hole reads as zeros; the file grows if it is shorter.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()>;
 }
 
 /// A file of the operating system.
@@ -90,5 +106,13 @@ impl RawFile for OsFile {
         }
         let stop = lseek64(&self.0, start as i64, Whence::SeekHole)? as u64;
         Ok(Some((start, stop.min(end))))
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        Ok(fallocate(&self.0, FallocateFlags::empty(), offset as i64, length as i64)?)
     }
 }
