@@ -8,13 +8,14 @@ use dfs_proto::FsError;
 use dfs_proto::env::{Clock, SystemClock};
 use dfs_telemetry::axum::Router;
 
+use crate::core::Policy;
 use crate::fs::FileSystem;
 use crate::fs::file::{FileSettings, FileTable, Remote};
 use crate::fuse::{
     FuseSession, FuseUnmounter, MountPoint, MountPointError, SessionOptions, VfsOption, WaitPools, WaitsFor, path_text,
 };
 use crate::metrics::Metrics;
-use crate::remote::{MasterClient, Policy, SessionConfig};
+use crate::remote::{MasterClient, SessionConfig};
 
 /// How long a mount waits for its first answer from a master.
 const CONNECT_MS: u64 = 10_000;

@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use dfs_mount::core::Policy;
 use dfs_mount::fs::{Attr, Caller};
 use dfs_mount::metrics::Metrics;
-use dfs_mount::remote::{Make, MasterClient, Policy, SessionConfig};
+use dfs_mount::remote::{Make, MasterClient, SessionConfig};
 use dfs_proto::{FsError, InodeId, Kind, Name};
 use fake_master::FakeMaster;
 

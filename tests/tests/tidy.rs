@@ -114,7 +114,7 @@ fn cores_have_no_clock_no_io_and_no_runtime() {
         "HashMap",
         "HashSet",
     ];
-    let cores = |file: &Source| matches!(file.module(), Some(("master" | "chunkd", "core") | ("mount", "cache")));
+    let cores = |file: &Source| matches!(file.module(), Some(("master" | "chunkd" | "mount", "core") | ("mount", "cache")));
     none("a core decides and does nothing else", uses(&sources(&["rs"]), cores, &words));
 }
 

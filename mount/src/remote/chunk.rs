@@ -13,9 +13,8 @@ use dfs_proto::{BootSession, ClusterId, FsError, NodeId, SessionId, unit};
 use parking_lot::Mutex;
 
 use super::convert::missing;
-use super::location::Location;
-use super::retry::Policy;
 use super::silence::{Pass, Silences};
+use crate::core::{Location, Policy};
 use crate::metrics::Metrics;
 
 /// A server that does not take a connection within this is left: another primary may be there already.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dfs_proto::wire::pb;
 use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, Kind, NodeId, Seq, UnixNanos, Version};
 
-use super::location::{Location, Replica};
+use crate::core::{Location, Replica};
 use crate::fs::Attr;
 
 /// Reads the attributes of an inode.
@@ -54,7 +54,11 @@ pub(super) fn location(message: pb::ChunkLocation) -> Location {
         replicas: message
             .replicas
             .into_iter()
-            .map(|replica| Replica { node: NodeId(replica.node), address: Arc::from(replica.address) })
+            .map(|replica| Replica {
+                node: NodeId(replica.node),
+                address: Arc::from(replica.address),
+                is_alive: replica.alive,
+            })
             .collect(),
         grant: message.grant,
     }

@@ -8,8 +8,8 @@ use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, Kind, Name, NodeId, Seq, 
 
 use super::chunk::ChunkClient;
 use super::convert::{self, missing};
-use super::location::Location;
 use super::session::{Effect, Session, SessionConfig};
+use crate::core::Location;
 use crate::fs::{Attr, Caller};
 use crate::metrics::Metrics;
 

@@ -6,22 +6,19 @@
 //!   makes fail, always under the same request number, until the policy's deadline; all other errors are the caller's.
 //! - [`ChunkClient`]: one method per data call, a single attempt each. The caller drives retries with
 //!   [`retry::run`], because between two attempts it has to look the location up again.
-//! - [`Location`]: where a chunk is, until a server says `Stale`.
-
+//!
 #![allow(clippy::disallowed_methods, reason = "a shell: it owns sockets, threads and deadlines")]
 
 mod chunk;
 mod convert;
-mod location;
 mod master;
 pub mod retry;
 mod session;
 mod silence;
 
 pub use chunk::{ChunkClient, ReadData};
-pub use location::{Location, Replica};
 pub use master::{
     AttrChange, Chunks, CommitWrite, Dirent, InlineData, Listing, Made, Make, MasterClient, Opened, StatFs, TimeChange,
 };
-pub use retry::{Policy, Retry, RetryPlan};
+pub use retry::{Retry, RetryPlan};
 pub use session::SessionConfig;

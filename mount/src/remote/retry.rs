@@ -12,36 +12,13 @@ use std::time::{Duration, Instant};
 
 use dfs_proto::FsError;
 
+use crate::core::Policy;
+
 const FIRST_DELAY_MS: u64 = 10;
 const LAST_DELAY_MS: u64 = 500;
 const AT_ONCE_MAX: u32 = 8;
 /// A call that has waited this long is worth a line in the log.
 const LOG_AFTER_MS: u64 = 5_000;
-
-/// What a mount does when the cluster does not answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Policy {
-    /// Wait without end.
-    Hard,
-    /// Fail with EIO once this many milliseconds have passed.
-    Soft {
-        /// The time a call may take, in milliseconds.
-        ms: u64,
-    },
-}
-
-impl Policy {
-    /// Two minutes: longer than a fail-over, shorter than a user's patience.
-    pub const DEFAULT: Self = Self::Soft { ms: 120_000 };
-
-    /// Returns the milliseconds left of a call that has taken `elapsed_ms`, or `None` without end.
-    pub fn left_ms(self, elapsed_ms: u64) -> Option<u64> {
-        match self {
-            Self::Hard => None,
-            Self::Soft { ms } => Some(ms.saturating_sub(elapsed_ms)),
-        }
-    }
-}
 
 /// What to do after a failed attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -45,7 +45,8 @@ use parking_lot::{Condvar, Mutex};
 use self::holds::Holds;
 use self::ledger::{Ledger, replay_of};
 use super::convert::missing;
-use super::retry::{self, Policy};
+use super::retry;
+use crate::core::Policy;
 use crate::fs::{Attr, Caller};
 use crate::metrics::Metrics;
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dfs_proto::{ChunkIndex, FsError, InodeId, Seq, UnixNanos};
 
+use crate::core::Location;
 use crate::fs::Attr;
-use crate::remote::{ChunkClient, Chunks, CommitWrite, InlineData, Location, MasterClient, ReadData};
+use crate::remote::{ChunkClient, Chunks, CommitWrite, InlineData, MasterClient, ReadData};
 
 /// The cluster's calls. Those to the master retry by themselves, so that their errors are final (but `Stale`); those
 /// to chunk servers are single attempts.

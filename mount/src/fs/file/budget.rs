@@ -6,7 +6,7 @@ use dfs_proto::FsError;
 use parking_lot::{Condvar, Mutex};
 use prometheus::IntGauge;
 
-use crate::remote::Policy;
+use crate::core::Policy;
 
 /// Whatever the setting, so many bytes are granted: one write of each of a few files must fit.
 const BYTES_MIN: u64 = 4 << 20;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use dfs_proto::ChunkIndex;
 
-use crate::remote::Location;
+use crate::core::Location;
 
 /// Most locations kept of one file: 256 GiB of the default layout. Few in tests, which go past it.
 pub(super) const LOCATIONS_KEPT_MAX: usize = if cfg!(test) { 32 } else { 4096 };

@@ -10,7 +10,8 @@ use dfs_proto::{ChunkIndex, FsError, MonoMs, unit};
 use super::pool::Tick;
 use super::state::{FileState, Layout, State};
 use crate::cache::{Mark, Sealed};
-use crate::remote::{Location, Retry, RetryPlan};
+use crate::core::Location;
+use crate::remote::{Retry, RetryPlan};
 
 /// Waiters look again after this even if nobody woke them: a guard, not a clock.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);

@@ -12,7 +12,8 @@ use dfs_proto::{ChunkIndex, FsError};
 use super::state::{FileState, Layout};
 use super::table::HandleId;
 use crate::cache::{Fetch, Found};
-use crate::remote::{Location, Policy, retry};
+use crate::core::{Location, Policy};
+use crate::remote::retry;
 
 /// Locations that are asked for together: 1 GiB of the default layout.
 const LOCATIONS_AT_ONCE: u32 = 16;

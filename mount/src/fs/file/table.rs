@@ -18,9 +18,9 @@ use super::seek;
 use super::state::{FileState, Shared};
 use super::unsynced::UnsyncedFiles;
 use super::write::WriteFlags;
+use crate::core::Policy;
 use crate::fs::Attr;
 use crate::metrics::Metrics;
-use crate::remote::Policy;
 
 /// One open of a file on this mount. Never reused, never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

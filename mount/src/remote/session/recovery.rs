@@ -11,8 +11,9 @@ use dfs_proto::{BootSession, ClusterId, FsError, SessionId};
 use std::time::Instant;
 
 use super::super::convert::{self, missing};
-use super::super::retry::{self, Policy};
+use super::super::retry;
 use super::{ANSWER_TIMEOUT, OPENS_BATCH, OnLost, Session, exchange};
+use crate::core::Policy;
 use crate::fs::Attr;
 
 impl Session {

@@ -9,10 +9,11 @@ use dfs_proto::mode::without_set_id;
 use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, NodeId, Seq, UnixNanos, Version, unit};
 use parking_lot::{Condvar, Mutex};
 
+use crate::core::{Location, Replica};
 use crate::fs::Attr;
 use crate::fs::attr::tests::attr as empty_file;
 use crate::fs::file::Backend;
-use crate::remote::{Chunks, CommitWrite, InlineData, Location, ReadData, Replica};
+use crate::remote::{Chunks, CommitWrite, InlineData, ReadData};
 
 pub(super) const CHUNK_LOG2: u32 = 16;
 pub(super) const CHUNK: u64 = 1 << CHUNK_LOG2;
@@ -144,7 +145,7 @@ impl Inner {
                     index: ChunkIndex(index),
                     chunk,
                     version: Version(version),
-                    replicas: vec![Replica { node: NodeId(1), address: "fake:1".into() }],
+                    replicas: vec![Replica { node: NodeId(1), address: "fake:1".into(), is_alive: true }],
                     grant: Bytes::new(),
                 }
             })

@@ -14,9 +14,9 @@ use dfs_proto::{FsError, InodeId};
 
 use self::cluster::{CHUNK, Cluster, Faults};
 use super::{FileSettings, FileTable, HandleId, OpenOptions, Whence};
+use crate::core::Policy;
 use crate::fs::Attr;
 use crate::metrics::Metrics;
-use crate::remote::Policy;
 
 /// One mount of a cluster.
 struct Mount {

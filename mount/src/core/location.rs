@@ -12,6 +12,8 @@ pub struct Replica {
     pub node: NodeId,
     /// Its data plane, `host:port`.
     pub address: Arc<str>,
+    /// The master has heard of it lately.
+    pub is_alive: bool,
 }
 
 /// Where the replicas of one chunk of a file are, and the right to use them.
