@@ -59,7 +59,7 @@ impl Cluster {
     }
 
     fn pulse(&mut self, node: u32, boot_session: u64) -> pb::PulseReply {
-        let request = pb::PulseRequest { node, boot_session, deleted: vec![] };
+        let request = pb::PulseRequest { node, boot_session, ..Default::default() };
         self.runtime.block_on(self.nodes.pulse(request)).expect("answers").into_inner()
     }
 
@@ -110,6 +110,7 @@ fn a_chunk_server_registers_pulses_and_reports() {
         node: 1,
         boot_session: 11,
         disks: vec![pb::Disk { capacity_bytes: 3_000, free_bytes: 900, replicas: 4, ..Default::default() }],
+        ..Default::default()
     };
     assert!(cluster.runtime.block_on(cluster.nodes.report(report)).unwrap().into_inner().known);
 

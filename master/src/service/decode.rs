@@ -349,7 +349,7 @@ mod tests {
         use meta_request::Body as B;
         let protocol = FsError::Protocol(String::new());
         let invalid = FsError::Invalid("");
-        let chunks = |first, count| B::GetChunks(pb::GetChunks { inode: 1, first, count });
+        let chunks = |first, count| B::GetChunks(pb::GetChunks { inode: 1, first, count, lost: vec![] });
         check(chunks(0, LOCATIONS_MAX), None);
         check(chunks(0, LOCATIONS_MAX + 1), Some(&invalid));
         check(chunks(0, 0), Some(&invalid));

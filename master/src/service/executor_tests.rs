@@ -473,7 +473,9 @@ fn a_cut_is_listed_for_the_caretaker_when_nobody_works_at_it() {
                     primary: dfs_proto::NodeId(1),
                     in_sync: vec![dfs_proto::NodeId(1)],
                     syncing: Vec::new(),
+                    stale: Vec::new(),
                     is_written: true,
+                    set_seq: outcome.seq(),
                     seq: outcome.seq(),
                 };
                 outcome.put(Key::Chunk(inode, dfs_proto::ChunkIndex(0)), Record::Chunk(Arc::new(chunk)));

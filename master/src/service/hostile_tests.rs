@@ -119,7 +119,7 @@ fn file_bodies() -> impl Strategy<Value = Body> {
         3 => (inode(), number32(0..4), number32(1..4), time())
             .prop_map(|(inode, first, count, mtime)| Body::PunchChunks(pb::PunchChunks { inode, first, count, mtime })),
         2 => (inode(), number32(0..4), number32(1..4))
-            .prop_map(|(inode, first, count)| Body::GetChunks(pb::GetChunks { inode, first, count })),
+            .prop_map(|(inode, first, count)| Body::GetChunks(pb::GetChunks { inode, first, count, lost: vec![9] })),
         1 => inode().prop_map(|inode| Body::GetInline(pb::GetInline { inode })),
         2 => inode().prop_map(|inode| Body::Open(pb::Open { inode, write: true })),
         2 => opens().prop_map(|opens| Body::Release(pb::Release { opens })),

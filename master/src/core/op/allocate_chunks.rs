@@ -44,7 +44,9 @@ pub(super) fn allocate_chunks(view: &View<'_>, inode: InodeId, first: ChunkIndex
                     primary,
                     in_sync,
                     syncing: Vec::new(),
+                    stale: Vec::new(),
                     is_written: false,
+                    set_seq: outcome.seq(),
                     seq: outcome.seq(),
                 });
                 outcome.put(Key::Chunk(inode, index), Record::Chunk(Arc::clone(&chunk)));

@@ -1,6 +1,6 @@
 //! A chunk server becomes known, or says where it is now.
 
-use dfs_proto::NodeId;
+use dfs_proto::{NodeId, Seq};
 
 use crate::core::care::NodeFacts;
 use crate::core::key::Key;
@@ -16,12 +16,15 @@ use crate::core::view::{Stop, View};
 pub fn register_node(view: &View<'_>, id: NodeId, facts: &NodeFacts) -> Result<Outcome, Stop> {
     let mut outcome = Outcome::new(view);
     let seq = outcome.seq();
-    match view.find(&Key::Node(id))? {
-        Some(Record::Node(node)) if node.facts == *facts => outcome.durable_first = node.seq,
-        _ => {
-            outcome.durable_first = seq;
-            outcome.put(Key::Node(id), Record::Node(Node { facts: facts.clone(), seq }.into()));
-        }
+    let known = match view.find(&Key::Node(id))? {
+        Some(Record::Node(node)) => Node::clone(&node),
+        _ => Node::default(),
+    };
+    if known.seq != Seq(0) && known.facts == *facts {
+        outcome.durable_first = known.seq;
+    } else {
+        outcome.durable_first = seq;
+        outcome.put(Key::Node(id), Record::Node(Node { facts: facts.clone(), seq, ..known }.into()));
     }
     Ok(outcome)
 }

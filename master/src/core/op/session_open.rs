@@ -37,6 +37,7 @@ pub fn session_open(view: &View<'_>, known: Option<SessionId>, request: &Session
                 metrics_address: request.metrics_address.clone(),
                 subdir: request.subdir.iter().map(|name| name.as_bytes()).collect::<Vec<_>>().join(&b'/').into(),
                 is_read_only: request.is_read_only,
+                is_fenced: false,
                 seq: outcome.seq(),
             };
             outcome.durable_first = record.seq;

@@ -18,8 +18,14 @@ pub struct Chunk {
     pub in_sync: Vec<NodeId>,
     /// Replicas that are being filled.
     pub syncing: Vec<NodeId>,
+    /// Servers that left the set and may still hold an older replica: the first to be filled again, since they lack
+    /// little, or told to delete it.
+    pub stale: Vec<NodeId>,
     /// Some write to it was reported: from here on an absent replica is a lost one, not an empty one.
     pub is_written: bool,
+    /// Log position of the last change of the set, or of the version alone. A member that came back without what it had
+    /// not synced, later than this, cannot be trusted to be in sync.
+    pub set_seq: Seq,
     /// Log position of the last change.
     pub seq: Seq,
 }
@@ -27,7 +33,12 @@ pub struct Chunk {
 impl Chunk {
     /// Returns every server that may hold a replica.
     pub fn holders(&self) -> impl Iterator<Item = NodeId> {
-        self.in_sync.iter().chain(&self.syncing).copied()
+        self.in_sync.iter().chain(&self.syncing).chain(&self.stale).copied()
+    }
+
+    /// Returns whether `node` is in sync or being filled.
+    pub fn has_member(&self, node: NodeId) -> bool {
+        self.in_sync.contains(&node) || self.syncing.contains(&node)
     }
 
     pub(super) fn encode(&self) -> Bytes {
@@ -37,6 +48,8 @@ impl Chunk {
             primary: self.primary.0,
             in_sync: self.in_sync.iter().map(|node| node.0).collect(),
             syncing: self.syncing.iter().map(|node| node.0).collect(),
+            stale: self.stale.iter().map(|node| node.0).collect(),
+            set_seq: self.set_seq.0,
             is_written: self.is_written,
             seq: self.seq.0,
         })
@@ -55,6 +68,8 @@ impl Chunk {
             primary,
             in_sync,
             syncing: stored.syncing.into_iter().map(NodeId).collect(),
+            stale: stored.stale.into_iter().map(NodeId).collect(),
+            set_seq: Seq(stored.set_seq),
             is_written: stored.is_written,
             seq: Seq(stored.seq),
         })
@@ -77,4 +92,8 @@ struct StoredChunk {
     is_written: bool,
     #[prost(uint64, tag = "7")]
     seq: u64,
+    #[prost(uint32, repeated, tag = "8")]
+    stale: Vec<u32>,
+    #[prost(uint64, tag = "9")]
+    set_seq: u64,
 }

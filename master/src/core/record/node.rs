@@ -1,16 +1,26 @@
 //! A chunk server, for as long as the cluster lives.
 
 use bytes::Bytes;
-use dfs_proto::Seq;
+use dfs_proto::{BootSession, Seq};
 
 use super::{RecordError, open, seal};
 use crate::core::care::NodeFacts;
 
 /// A chunk server, for as long as the cluster lives.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// What it said of itself last.
     pub facts: NodeFacts,
+    /// The run of its process that registered last.
+    pub boot: BootSession,
+    /// Runs that have ended, the last ones, oldest first: one that registered again, or one whose lease was over when
+    /// others were given its roles. A server that still goes by such a run is given a new one.
+    pub ended: Vec<BootSession>,
+    /// Where the log stood when it last came back without what it had not synced; 0: never. It is not trusted to be in
+    /// sync where the replica set is older than this.
+    pub suspect_seq: Seq,
+    /// It is to be emptied.
+    pub is_draining: bool,
     /// Log position of the last change.
     pub seq: Seq,
 }
@@ -25,6 +35,10 @@ impl Node {
             host: self.facts.host.clone(),
             software: self.facts.software.clone(),
             seq: self.seq.0,
+            boot: self.boot.0,
+            ended: self.ended.iter().map(|boot| boot.0).collect(),
+            suspect_seq: self.suspect_seq.0,
+            is_draining: self.is_draining,
         })
     }
 
@@ -42,6 +56,10 @@ impl Node {
                 host: stored.host,
                 software: stored.software,
             },
+            boot: BootSession(stored.boot),
+            ended: stored.ended.into_iter().map(BootSession).collect(),
+            suspect_seq: Seq(stored.suspect_seq),
+            is_draining: stored.is_draining,
             seq: Seq(stored.seq),
         })
     }
@@ -63,4 +81,12 @@ struct StoredNode {
     software: String,
     #[prost(uint64, tag = "7")]
     seq: u64,
+    #[prost(fixed64, tag = "8")]
+    boot: u64,
+    #[prost(fixed64, repeated, tag = "9")]
+    ended: Vec<u64>,
+    #[prost(uint64, tag = "10")]
+    suspect_seq: u64,
+    #[prost(bool, tag = "11")]
+    is_draining: bool,
 }

@@ -22,6 +22,8 @@ pub struct Session {
     pub subdir: Bytes,
     /// It asked not to change anything.
     pub is_read_only: bool,
+    /// Its lease ran out: it has ended, and chunk servers refuse what still comes from it.
+    pub is_fenced: bool,
     /// Log position of the last change.
     pub seq: Seq,
 }
@@ -36,6 +38,7 @@ impl Session {
             metrics_address: self.metrics_address.clone(),
             subdir: self.subdir.clone(),
             is_read_only: self.is_read_only,
+            is_fenced: self.is_fenced,
             seq: self.seq.0,
         })
     }
@@ -50,6 +53,7 @@ impl Session {
             metrics_address: stored.metrics_address,
             subdir: stored.subdir,
             is_read_only: stored.is_read_only,
+            is_fenced: stored.is_fenced,
             seq: Seq(stored.seq),
         })
     }
@@ -73,4 +77,6 @@ struct StoredSession {
     is_read_only: bool,
     #[prost(uint64, tag = "8")]
     seq: u64,
+    #[prost(bool, tag = "9")]
+    is_fenced: bool,
 }

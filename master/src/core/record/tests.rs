@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dfs_proto::{ChunkId, ChunkIndex, InodeId, Kind, Name, NodeId, Seq, SessionId, UnixNanos, Version};
+use dfs_proto::{BootSession, ChunkId, ChunkIndex, InodeId, Kind, Name, NodeId, Seq, SessionId, UnixNanos, Version};
 use proptest::prelude::*;
 
 use super::*;
@@ -63,10 +63,13 @@ fn samples() -> Vec<(Key, Record, &'static str)> {
                 primary: NodeId(1),
                 in_sync: vec![NodeId(1), NodeId(3)],
                 syncing: vec![NodeId(2)],
+                stale: vec![NodeId(4)],
                 is_written: true,
+                set_seq: Seq(3),
                 seq: Seq(5),
             })),
-            "01080910011801220201032a010230013805",
+            "01080910011801220201032a010230013805420104\
+             4803",
         ),
         (
             Key::Xattr(file, Bytes::from_static(b"user.a")),
@@ -83,10 +86,11 @@ fn samples() -> Vec<(Key, Record, &'static str)> {
                 metrics_address: "h:1".into(),
                 subdir: Bytes::from_static(b"a/b"),
                 is_read_only: true,
+                is_fenced: true,
                 seq: Seq(5),
             })),
             "010a1030313233343536373839616263646566120168\
-             1a022f6d2203302e312a03683a313203612f6238014005",
+             1a022f6d2203302e312a03683a313203612f62380140054801",
         ),
         (
             Key::Reply(session, 1),
@@ -104,9 +108,14 @@ fn samples() -> Vec<(Key, Record, &'static str)> {
                     host: "h".into(),
                     software: "0.1".into(),
                 },
+                boot: BootSession(1),
+                ended: vec![BootSession(2)],
+                suspect_seq: Seq(4),
+                is_draining: true,
                 seq: Seq(5),
             })),
-            "010a10303132333435363738396162636465661203683a321a03683a332201722a01683203302e313805",
+            "010a10303132333435363738396162636465661203683a321a03683a332201722a01683203302e313805\
+             4101000000000000004a08020000000000000050045801",
         ),
         (Key::Orphan(file), Record::Orphan(Orphan { purge_from: ChunkIndex(0), seq: Seq(5) }), "010805"),
         (
@@ -182,6 +191,29 @@ fn records_of_version_1_are_stored_so_and_still_decode() {
 }
 
 #[test]
+fn records_from_before_a_field_was_there_decode_without_it() {
+    let check = |stored: &str, change: fn(&mut Record)| {
+        let (key, mut record, _) = samples().into_iter().find(|(_, _, now)| now.starts_with(stored)).unwrap();
+        change(&mut record);
+        assert_eq!(Record::decode(&key, &unhex(stored)), Ok(record), "{key:?}");
+    };
+    check("01080910011801220201032a010230013805", |record| {
+        let Record::Chunk(chunk) = record else { unreachable!() };
+        let chunk = Arc::make_mut(chunk);
+        (chunk.stale, chunk.set_seq) = (vec![], Seq(0));
+    });
+    check("010a10303132333435363738396162636465661203683a321a03683a332201722a01683203302e313805", |record| {
+        let Record::Node(node) = record else { unreachable!() };
+        *node = Arc::new(Node { facts: node.facts.clone(), seq: node.seq, ..Node::default() });
+    });
+    let session = "010a10303132333435363738396162636465661201681a022f6d2203302e312a03683a313203612f6238014005";
+    check(session, |record| {
+        let Record::Session(session) = record else { unreachable!() };
+        Arc::make_mut(session).is_fenced = false;
+    });
+}
+
+#[test]
 fn a_reply_with_an_inode_survives_its_bytes() {
     let body = SavedBody::Entry { inode: Arc::new(inode()), is_created: true, is_opened: true };
     let reply = SavedReply { seq: Seq(1), time: UnixNanos(-2), body };
@@ -203,7 +235,9 @@ fn a_newer_format_and_a_record_that_cannot_be_are_refused_by_kind() {
         primary: NodeId(1),
         in_sync: vec![NodeId(2)],
         syncing: vec![],
+        stale: vec![],
         is_written: true,
+        set_seq: Seq(1),
         seq: Seq(1),
     };
     assert!(Chunk::decode(&lost_primary.encode()).is_err());
