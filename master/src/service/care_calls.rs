@@ -5,12 +5,12 @@ use std::sync::Arc;
 use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, Kind, Name, NodeId};
 
 use super::executor::Executor;
-use super::owner::Owner;
 use crate::core::care::{ChunkFacts, CutIntent, NodeFacts, PurgeProgress, ReclaimEntry, SessionFacts};
 use crate::core::key::{Key, Range};
 use crate::core::op;
 use crate::core::outcome::Outcome;
 use crate::core::record::{Chunk, Inode, Record, ZeroPart};
+use crate::state::MasterState;
 
 /// Most chunks that are looked up among those handed out for deletion; above that the memory of them starts anew, and
 /// some deletions are ordered twice.
@@ -150,7 +150,7 @@ impl Executor {
                 owner.sessions.renew_all(now);
                 return Ok(0);
             }
-            let expired = owner.sessions.expired(now, owner.spans.session_ms);
+            let expired = owner.sessions.expired(now, owner.settings.session_ms);
             for session in &expired {
                 tracing::warn!(session = %session, "the session's lease ran out");
                 owner.close_session(*session).result?;
@@ -332,7 +332,7 @@ impl Executor {
 }
 
 /// Reads a range as of all that was done so far.
-fn scan(owner: &mut Owner, range: Range) -> Result<Vec<(Key, Record)>, FsError> {
+fn scan(owner: &mut MasterState, range: Range) -> Result<Vec<(Key, Record)>, FsError> {
     owner.commit().and_then(|()| owner.records.read_range(&range)).map_err(|error| owner.stop_serving(&error))
 }
 

@@ -25,15 +25,13 @@ use dfs_proto::{FsError, Seq};
 use parking_lot::{Mutex, RwLock};
 
 pub use super::care_calls::Info;
-use super::durability::Durability;
 use super::metrics::MasterMetrics;
-use super::owner::{Answer, Owner, Spans};
-use super::records::{CACHED_RECORDS_MAX, RecordStore};
 use crate::core::care::{Counters, CutIntent};
 use crate::core::node_table::NodeTable;
 use crate::core::request::Call;
 use crate::core::session::Reply;
 use crate::service::config::MasterConfig;
+use crate::state::{Answer, Durability, MasterState, Observer, Settings};
 use crate::store::{MetaStore, StoreError};
 
 /// Most requests in one batch: bounds the time until the first of them is answered.
@@ -43,7 +41,7 @@ const EXTRA_BATCHES_MAX: usize = 4;
 /// How long a caller waits for the log to be synced before it gives up.
 const SYNC_DEADLINE: Duration = Duration::from_secs(30);
 
-type Internal = Box<dyn FnOnce(&mut Owner) + Send>;
+type Internal = Box<dyn FnOnce(&mut MasterState) + Send>;
 
 enum Work {
     Call(Box<Call>),
@@ -83,7 +81,7 @@ pub struct Answered {
 /// on an async runtime use `spawn_blocking` or `block_in_place`.
 pub struct Executor {
     queue: Mutex<Queue>,
-    owner: Mutex<Owner>,
+    state: Mutex<MasterState>,
     /// Copied after each batch, to be read without waiting for the state.
     counters: Mutex<Counters>,
     durability: Arc<Durability>,
@@ -105,26 +103,24 @@ impl Executor {
         metrics: Arc<MasterMetrics>,
         config: &MasterConfig,
     ) -> Result<Arc<Self>, StoreError> {
-        // What was found may be in the kernel's memory only: it counts as durable once it is.
-        store.sync()?;
-        let durability = Arc::new(Durability::new(store.last_seq()));
-        let spans = Spans {
+        let settings = Settings {
             reclaim_delay_ms: config.reclaim_delay_ms,
             session_ms: config.session_ms,
             reclaim_window_ms: config.reclaim_window_ms,
         };
-        let records = RecordStore::new(Arc::clone(&store), CACHED_RECORDS_MAX);
-        let owner = Owner::load(records, nodes, clock, Arc::clone(&durability), Arc::clone(&metrics), spans)?;
+        let observer = Arc::clone(&metrics) as Arc<dyn Observer>;
+        let state = MasterState::load(Arc::clone(&store), nodes, clock, observer, settings)?;
+        let durability = Arc::clone(state.durability());
         let (syncing, interval) = (Arc::clone(&durability), Duration::from_millis(config.sync_interval_ms));
         let syncer = std::thread::Builder::new()
             .name("master-sync".into())
-            .spawn(move || syncing.run(&store, interval, &metrics))
+            .spawn(move || syncing.run(&store, interval, |took| metrics.synced(took)))
             .map_err(|error| StoreError::Engine(format!("no thread for syncing: {error}")))?;
         Ok(Arc::new(Self {
-            begun_at: owner.begun_at(),
+            begun_at: state.begun_at(),
             queue: Mutex::default(),
-            counters: Mutex::new(owner.counters),
-            owner: Mutex::new(owner),
+            counters: Mutex::new(state.counters),
+            state: Mutex::new(state),
             durability,
             syncer: Mutex::new(Some(syncer)),
         }))
@@ -202,11 +198,11 @@ impl Executor {
     /// What `work` fails with; [`FsError::Io`] after a failure of the store.
     pub(super) fn with<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Owner) -> Result<T, FsError> + Send + 'static,
+        work: impl FnOnce(&mut MasterState) -> Result<T, FsError> + Send + 'static,
     ) -> Result<T, FsError> {
         let result = Arc::new(Mutex::new(None));
         let given = Arc::clone(&result);
-        let answer = self.submit(Work::Internal(Box::new(move |owner| *given.lock() = Some(work(owner)))));
+        let answer = self.submit(Work::Internal(Box::new(move |state| *given.lock() = Some(work(state)))));
         answer.result?;
         let result = result.lock().take();
         result.unwrap_or_else(|| Err(FsError::Io("the work was not done".into())))
@@ -271,20 +267,20 @@ impl Executor {
     }
 
     fn run_works(&self, works: Vec<Work>) -> Result<Vec<Answer>, String> {
-        let mut owner = self.owner.lock();
+        let mut state = self.state.lock();
         let mut answers = Vec::with_capacity(works.len());
         for work in works {
             answers.push(match work {
-                Work::Call(call) => owner.perform(&call),
+                Work::Call(call) => state.perform(&call),
                 Work::Internal(work) => {
-                    work(&mut owner);
+                    work(&mut state);
                     Answer::nothing()
                 }
             });
         }
-        let counters = owner.counters;
-        let committed = owner.commit();
-        drop(owner);
+        let counters = state.counters;
+        let committed = state.commit();
+        drop(state);
         // A store that failed in the middle of the batch is noted there already.
         if let Err(error) = committed {
             self.durability.fail(&error);
@@ -296,6 +292,12 @@ impl Executor {
                 Ok(answers)
             }
         }
+    }
+}
+
+impl Observer for MasterMetrics {
+    fn committed(&self, requests: usize, took: Duration) {
+        MasterMetrics::committed(self, requests, took);
     }
 }
 

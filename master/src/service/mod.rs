@@ -17,7 +17,6 @@ pub mod cut;
 mod data_dir;
 pub mod data_plane;
 mod decode;
-mod durability;
 pub mod executor;
 mod grants;
 #[cfg(test)]
@@ -26,8 +25,6 @@ pub mod http;
 pub mod master;
 pub mod metrics;
 pub mod nodes;
-mod owner;
-mod records;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

@@ -14,9 +14,9 @@ use dfs_proto::env::Clock;
 use dfs_proto::{ChunkId, FsError, InodeId, MonoMs, NodeId, Seq, SessionId, UnixNanos};
 use parking_lot::RwLock;
 
+use super::Observer;
 use super::durability::Durability;
-use super::metrics::MasterMetrics;
-use super::records::RecordStore;
+use super::records::{CACHED_RECORDS_MAX, RecordStore};
 use crate::core::care::{Counters, CutIntent};
 use crate::core::ids::FreshIds;
 use crate::core::key::{Key, Range};
@@ -29,7 +29,7 @@ use crate::core::request::{Call, Replay, Request, SessionOpen};
 use crate::core::session::{KeptReply, REPLIES_MAX, ReclaimWindow, Reply, Sessions};
 use crate::core::unsettled::Unsettled;
 use crate::core::view::{Cluster, Known, Records, Stop, View};
-use crate::store::StoreError;
+use crate::store::{MetaStore, StoreError};
 
 /// Positions that a restart leaves free above the last one found: more than can have been told to mounts and lost.
 const SEQ_GAP_AT_RESTART: u64 = 1 << 20;
@@ -38,56 +38,60 @@ const ROUNDS_MAX: usize = 1_000_000;
 
 /// What a call gets.
 #[derive(Clone, Debug)]
-pub(super) struct Answer {
+pub struct Answer {
     /// The reply, or why there is none.
-    pub(super) result: Result<Reply, FsError>,
+    pub result: Result<Reply, FsError>,
     /// It must not be given before everything up to here is durable.
-    pub(super) durable_first: Seq,
+    pub durable_first: Seq,
     /// What the session may be told is durable, at most; `None`: everything that is.
-    pub(super) durable_max: Option<Seq>,
+    pub durable_max: Option<Seq>,
     /// What to finish before the caller is told.
-    pub(super) cut: Option<CutIntent>,
+    pub cut: Option<CutIntent>,
 }
 
 impl Answer {
-    pub(super) fn failed(error: FsError) -> Self {
+    /// Returns the answer to a call that failed.
+    pub fn failed(error: FsError) -> Self {
         Self { result: Err(error), durable_first: Seq(0), durable_max: None, cut: None }
     }
 
     /// The answer to work that hands its result over itself.
-    pub(super) fn nothing() -> Self {
+    pub fn nothing() -> Self {
         let reply = Reply { seq: Seq(0), time: UnixNanos(0), body: Body::Done };
         Self { result: Ok(reply), durable_first: Seq(0), durable_max: None, cut: None }
     }
 }
 
-/// Times by which the owner goes, in milliseconds.
+/// Times by which the state goes, in milliseconds.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Spans {
-    pub(super) reclaim_delay_ms: u64,
-    pub(super) session_ms: u64,
-    pub(super) reclaim_window_ms: u64,
+pub struct Settings {
+    /// How long replicas of dropped chunks are kept.
+    pub reclaim_delay_ms: u64,
+    /// Lease of a mount's session.
+    pub session_ms: u64,
+    /// How long a restart waits for the sessions it knew.
+    pub reclaim_window_ms: u64,
 }
 
 /// The state that only one thread at a time touches.
-pub(super) struct Owner {
-    pub(super) records: RecordStore,
-    pub(super) sessions: Sessions,
-    pub(super) opens: Opens,
-    pub(super) counters: Counters,
+pub struct MasterState {
+    pub(crate) records: RecordStore,
+    pub(crate) sessions: Sessions,
+    pub(crate) opens: Opens,
+    pub(crate) counters: Counters,
     /// Orphans that nobody has open, to be purged.
-    pub(super) purgeable: BTreeSet<InodeId>,
-    pub(super) nodes_on_record: BTreeMap<[u8; 16], NodeId>,
+    pub(crate) purgeable: BTreeSet<InodeId>,
+    pub(crate) nodes_on_record: BTreeMap<[u8; 16], NodeId>,
     /// Where each reclaim entry that was handed out stands.
-    pub(super) reclaims_given: BTreeMap<ChunkId, UnixNanos>,
-    pub(super) reclaim_cursor: Option<Key>,
+    pub(crate) reclaims_given: BTreeMap<ChunkId, UnixNanos>,
+    pub(crate) reclaim_cursor: Option<Key>,
     /// When it was last looked for sessions whose lease ran out.
-    pub(super) sessions_checked: Option<MonoMs>,
-    pub(super) spans: Spans,
-    pub(super) clock: Arc<dyn Clock>,
+    pub(crate) sessions_checked: Option<MonoMs>,
+    pub(crate) settings: Settings,
+    pub(crate) clock: Arc<dyn Clock>,
     nodes: Arc<RwLock<NodeTable>>,
     durability: Arc<Durability>,
-    metrics: Arc<MasterMetrics>,
+    observer: Arc<dyn Observer>,
     unsettled: Unsettled,
     ids: FreshIds,
     /// Marks that are on their way to stable media, and the position at which they are.
@@ -115,21 +119,24 @@ impl Cluster for ClusterNow<'_> {
     }
 }
 
-impl Owner {
-    /// Reads what there is in `records`, makes what a new file system needs, and reserves ids. Fills `nodes` with the
+impl MasterState {
+    /// Reads what there is in `store`, makes what a new file system needs, and reserves ids. Fills `nodes` with the
     /// chunk servers on record.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
-    pub(super) fn load(
-        records: RecordStore,
+    pub fn load(
+        store: Arc<dyn MetaStore>,
         nodes: Arc<RwLock<NodeTable>>,
         clock: Arc<dyn Clock>,
-        durability: Arc<Durability>,
-        metrics: Arc<MasterMetrics>,
-        spans: Spans,
+        observer: Arc<dyn Observer>,
+        settings: Settings,
     ) -> Result<Self, StoreError> {
+        // What was found may be in the kernel's memory only: it counts as durable once it is.
+        store.sync()?;
+        let durability = Arc::new(Durability::new(store.last_seq()));
+        let records = RecordStore::new(store, CACHED_RECORDS_MAX);
         let recovered = records.store().last_seq();
         let marks = match records.read(&Key::Ids)? {
             Some(Record::Ids(marks)) => marks,
@@ -152,11 +159,11 @@ impl Owner {
             reclaims_given: BTreeMap::new(),
             reclaim_cursor: None,
             sessions_checked: None,
-            spans,
+            settings,
             clock,
             nodes,
             durability,
-            metrics,
+            observer,
             unsettled: Unsettled::default(),
             ids: FreshIds::after(marks),
             reserving: None,
@@ -181,7 +188,7 @@ impl Owner {
         owner.reserve_ids_now()?;
         let wall = owner.clock.wall();
         owner.internal(|view| op::make_root(view, wall)).map_err(|error| StoreError::Corrupt(error.to_string()))?;
-        owner.sync_now()?;
+        owner.sync()?;
         Ok(owner)
     }
 
@@ -201,13 +208,23 @@ impl Owner {
         }
         let expected: BTreeSet<SessionId> = self.sessions.iter().map(|(id, _)| id).collect();
         if !expected.is_empty() {
-            self.window = Some(ReclaimWindow::new(now.plus(self.spans.reclaim_window_ms), expected));
+            self.window = Some(ReclaimWindow::new(now.plus(self.settings.reclaim_window_ms), expected));
         }
         Ok(())
     }
 
+    /// Returns how far the log is on stable media.
+    pub fn durability(&self) -> &Arc<Durability> {
+        &self.durability
+    }
+
+    /// Returns the chunk servers.
+    pub fn nodes(&self) -> &Arc<RwLock<NodeTable>> {
+        &self.nodes
+    }
+
     /// Returns the highest position that an earlier run can have told anybody.
-    pub(super) fn begun_at(&self) -> Seq {
+    pub(crate) fn begun_at(&self) -> Seq {
         match self.recovered {
             Seq(0) => Seq(0),
             Seq(recovered) => Seq(recovered + SEQ_GAP_AT_RESTART),
@@ -215,7 +232,7 @@ impl Owner {
     }
 
     /// Returns whether a restarted master still waits for its sessions.
-    pub(super) fn is_in_reclaim_window(&mut self) -> bool {
+    pub(crate) fn is_in_reclaim_window(&mut self) -> bool {
         if let Some(window) = &self.window
             && window.is_over(self.clock.mono())
         {
@@ -226,7 +243,7 @@ impl Owner {
     }
 
     /// Runs one call. Its changes are in the batch, to be committed before the answer is given.
-    pub(super) fn perform(&mut self, call: &Call) -> Answer {
+    pub fn perform(&mut self, call: &Call) -> Answer {
         self.requests_in_batch += 1;
         self.settle();
         let answer = match &call.request {
@@ -335,7 +352,7 @@ impl Owner {
                 &cluster,
                 &self.unsettled,
                 self.ids,
-                i64::try_from(self.spans.reclaim_delay_ms.saturating_mul(1_000_000)).unwrap_or(i64::MAX),
+                i64::try_from(self.settings.reclaim_delay_ms.saturating_mul(1_000_000)).unwrap_or(i64::MAX),
                 self.counters,
                 replay,
             );
@@ -430,7 +447,7 @@ impl Owner {
     /// # Errors
     ///
     /// What the operation fails with.
-    pub(super) fn internal(
+    pub(crate) fn internal(
         &mut self,
         operation: impl FnMut(&View<'_>) -> Result<Outcome, Stop>,
     ) -> Result<Applied, FsError> {
@@ -469,7 +486,7 @@ impl Owner {
     }
 
     /// Ends a session: its replies go, and what it alone held open is let go.
-    pub(super) fn close_session(&mut self, session: SessionId) -> Answer {
+    pub(crate) fn close_session(&mut self, session: SessionId) -> Answer {
         let Some(ended) = self.sessions.remove(session) else { return Answer::failed(FsError::UnknownSession) };
         let stored: Vec<u64> =
             ended.replies.iter().filter(|(_, kept)| kept.is_stored).map(|(number, _)| *number).collect();
@@ -490,7 +507,7 @@ impl Owner {
     }
 
     /// Ends all service, and returns what callers are told.
-    pub(super) fn stop_serving(&self, error: &StoreError) -> FsError {
+    pub(crate) fn stop_serving(&self, error: &StoreError) -> FsError {
         self.durability.fail(error);
         FsError::from(error)
     }
@@ -525,7 +542,7 @@ impl Owner {
         if self.reserving.is_none() {
             self.write_marks();
         }
-        self.sync_now()?;
+        self.sync()?;
         self.settle();
         Ok(())
     }
@@ -535,16 +552,21 @@ impl Owner {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub(super) fn commit(&mut self) -> Result<(), StoreError> {
+    pub fn commit(&mut self) -> Result<(), StoreError> {
         if let Some((seq, took)) = self.records.commit()? {
             self.durability.committed_up_to(seq);
-            self.metrics.committed(self.requests_in_batch, took);
+            self.observer.committed(self.requests_in_batch, took);
         }
         self.requests_in_batch = 0;
         Ok(())
     }
 
-    fn sync_now(&mut self) -> Result<(), StoreError> {
+    /// Commits, and puts everything committed so far on stable media.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn sync(&mut self) -> Result<(), StoreError> {
         self.commit()?;
         let seq = self.records.store().sync()?;
         self.durability.durable_up_to(seq);
@@ -561,7 +583,9 @@ fn broken(panic: &(dyn std::any::Any + Send)) -> Stop {
 }
 
 /// What an operation of the master itself did.
-pub(super) struct Applied {
-    pub(super) durable_first: Seq,
-    pub(super) totals: crate::core::outcome::Delta,
+pub struct Applied {
+    /// It must be durable up to here before anybody acts on it; 0 if that does not matter.
+    pub durable_first: Seq,
+    /// How the totals changed.
+    pub totals: crate::core::outcome::Delta,
 }

@@ -10,11 +10,10 @@ use std::time::{Duration, Instant};
 use dfs_proto::{FsError, Seq};
 use parking_lot::{Condvar, Mutex};
 
-use super::metrics::MasterMetrics;
 use crate::store::{MetaStore, StoreError};
 
 /// How far the log is on stable media.
-pub(super) struct Durability {
+pub struct Durability {
     state: Mutex<State>,
     /// Wakes the sync thread.
     work: Condvar,
@@ -34,7 +33,7 @@ struct State {
 
 impl Durability {
     /// Starts where the store stands, all of it durable.
-    pub(super) fn new(seq: Seq) -> Self {
+    pub fn new(seq: Seq) -> Self {
         Self {
             state: Mutex::new(State { waiting: 0, is_idle: false, is_stopping: false, failure: None }),
             work: Condvar::new(),
@@ -45,22 +44,22 @@ impl Durability {
     }
 
     /// Returns the last committed position.
-    pub(super) fn committed(&self) -> Seq {
+    pub fn committed(&self) -> Seq {
         Seq(self.committed.load(Ordering::Acquire))
     }
 
     /// Returns the last durable position.
-    pub(super) fn durable(&self) -> Seq {
+    pub fn durable(&self) -> Seq {
         Seq(self.durable.load(Ordering::Acquire))
     }
 
     /// Returns why nothing is served any more, if so.
-    pub(super) fn failure(&self) -> Option<String> {
+    pub fn failure(&self) -> Option<String> {
         self.state.lock().failure.clone()
     }
 
     /// Ends all service: what is in the store is not known any more.
-    pub(super) fn fail(&self, error: &dyn std::fmt::Display) {
+    pub fn fail(&self, error: &dyn std::fmt::Display) {
         let mut state = self.state.lock();
         if state.failure.is_none() {
             tracing::error!(%error, "the master stops serving: the state of its store is unknown");
@@ -72,7 +71,7 @@ impl Durability {
     }
 
     /// Notes a committed batch.
-    pub(super) fn committed_up_to(&self, seq: Seq) {
+    pub fn committed_up_to(&self, seq: Seq) {
         let mut state = self.state.lock();
         self.committed.store(seq.0, Ordering::Release);
         if state.is_idle {
@@ -82,7 +81,7 @@ impl Durability {
     }
 
     /// Notes that everything up to `seq` is durable.
-    pub(super) fn durable_up_to(&self, seq: Seq) {
+    pub fn durable_up_to(&self, seq: Seq) {
         let state = self.state.lock();
         if seq > self.durable() {
             self.durable.store(seq.0, Ordering::Release);
@@ -96,7 +95,7 @@ impl Durability {
     /// # Errors
     ///
     /// [`FsError::Io`] if it never will be; [`FsError::TimedOut`] past the deadline.
-    pub(super) fn wait(&self, seq: Seq, deadline: Instant) -> Result<(), FsError> {
+    pub fn wait(&self, seq: Seq, deadline: Instant) -> Result<(), FsError> {
         if self.durable() >= seq {
             return Ok(());
         }
@@ -119,13 +118,13 @@ impl Durability {
     }
 
     /// Ends the sync thread after one more sync.
-    pub(super) fn stop(&self) {
+    pub fn stop(&self) {
         self.state.lock().is_stopping = true;
         self.work.notify_all();
     }
 
-    /// Runs the sync thread until [`Self::stop`].
-    pub(super) fn run(&self, store: &Arc<dyn MetaStore>, interval: Duration, metrics: &MasterMetrics) {
+    /// Syncs `store` whenever that is needed, until [`Self::stop`]; `synced` is told how long each sync took.
+    pub fn run(&self, store: &Arc<dyn MetaStore>, interval: Duration, synced: impl Fn(Duration)) {
         loop {
             let is_last = self.wait_for_work(interval);
             if self.failure().is_some() {
@@ -134,7 +133,7 @@ impl Durability {
             let started = Instant::now();
             match store.sync() {
                 Ok(seq) => {
-                    metrics.synced(started.elapsed());
+                    synced(started.elapsed());
                     self.durable_up_to(seq);
                 }
                 Err(error) => return self.fail(&error),

@@ -28,7 +28,7 @@ use crate::store::{Batch, MetaStore, StoreError};
 pub const CACHED_RECORDS_MAX: usize = 200_000;
 
 /// The records at hand.
-pub(super) struct RecordStore {
+pub(crate) struct RecordStore {
     store: Arc<dyn MetaStore>,
     cache: RefCell<LruCache<Key, Known>>,
     pending: BTreeMap<Key, Known>,
@@ -39,7 +39,7 @@ pub(super) struct RecordStore {
 
 impl RecordStore {
     /// Starts with an empty cache above `store`.
-    pub(super) fn new(store: Arc<dyn MetaStore>, cached_max: usize) -> Self {
+    pub(crate) fn new(store: Arc<dyn MetaStore>, cached_max: usize) -> Self {
         let cached_max = NonZeroUsize::new(cached_max).unwrap_or(NonZeroUsize::MIN);
         Self {
             store,
@@ -51,24 +51,24 @@ impl RecordStore {
     }
 
     /// Returns the engine below.
-    pub(super) fn store(&self) -> &Arc<dyn MetaStore> {
+    pub(crate) fn store(&self) -> &Arc<dyn MetaStore> {
         &self.store
     }
 
     /// Adds a change to the batch that is being made.
-    pub(super) fn write(&mut self, key: Key, record: Option<Record>, seq: Seq) {
+    pub(crate) fn write(&mut self, key: Key, record: Option<Record>, seq: Seq) {
         let known = record.map_or(Known::Absent(seq), Known::Present);
         self.pending.insert(key, known);
         self.pending_seq = Some(seq);
     }
 
     /// Adds a delete that need not be committed by itself: it goes with the next change.
-    pub(super) fn forget(&mut self, key: Key) {
+    pub(crate) fn forget(&mut self, key: Key) {
         self.pending.insert(key, Known::Absent(Seq(0)));
     }
 
     /// Returns whether there is something to commit.
-    pub(super) fn is_dirty(&self) -> bool {
+    pub(crate) fn is_dirty(&self) -> bool {
         self.pending_seq.is_some()
     }
 
@@ -77,7 +77,7 @@ impl RecordStore {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub(super) fn fetch(&mut self, keys: Vec<Key>) -> Result<(), StoreError> {
+    pub(crate) fn fetch(&mut self, keys: Vec<Key>) -> Result<(), StoreError> {
         for key in keys {
             let known = self.read(&key)?.map_or(Known::Absent(Seq(0)), Known::Present);
             self.cache.get_mut().put(key, known);
@@ -90,7 +90,7 @@ impl RecordStore {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub(super) fn read(&self, key: &Key) -> Result<Option<Record>, StoreError> {
+    pub(crate) fn read(&self, key: &Key) -> Result<Option<Record>, StoreError> {
         self.store.get(&key.encode())?.map(|bytes| decode(key, &bytes)).transpose()
     }
 
@@ -99,7 +99,7 @@ impl RecordStore {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub(super) fn fetch_range(&mut self, range: Range) -> Result<(), StoreError> {
+    pub(crate) fn fetch_range(&mut self, range: Range) -> Result<(), StoreError> {
         let found = self.read_range(&range)?;
         self.scanned.push((range, Arc::new(found)));
         Ok(())
@@ -110,7 +110,7 @@ impl RecordStore {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub(super) fn read_range(&self, range: &Range) -> Result<Vec<(Key, Record)>, StoreError> {
+    pub(crate) fn read_range(&self, range: &Range) -> Result<Vec<(Key, Record)>, StoreError> {
         debug_assert!(!self.is_dirty(), "a scan would miss the changes of the batch");
         let found = self.store.scan(&range.start, &range.end, range.limit)?;
         let pair = |(key_bytes, bytes): (bytes::Bytes, bytes::Bytes)| {
@@ -123,7 +123,7 @@ impl RecordStore {
     }
 
     /// Forgets what was scanned: the next operation asks for itself.
-    pub(super) fn end_of_operation(&mut self) {
+    pub(crate) fn end_of_operation(&mut self) {
         self.scanned.clear();
     }
 
@@ -132,7 +132,7 @@ impl RecordStore {
     /// # Errors
     ///
     /// [`StoreError`]: nothing may be served any more.
-    pub(super) fn commit(&mut self) -> Result<Option<(Seq, Duration)>, StoreError> {
+    pub(crate) fn commit(&mut self) -> Result<Option<(Seq, Duration)>, StoreError> {
         let Some(seq) = self.pending_seq else { return Ok(None) };
         let mut batch = Batch { seq, ..Batch::default() };
         for (key, known) in &self.pending {

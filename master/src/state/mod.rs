@@ -1,0 +1,33 @@
+//! The whole state of a master, and everything that changes it, without a thread, a socket or a clock of its own.
+//!
+//! ```text
+//! service: executor, planes, caretaker ─┐                         ┌─▶ core::op on core::view
+//!                                       ├─▶ MasterState (records, ┼─▶ core::node_table, fences
+//! a simulator, in one thread           ─┘   sessions, nodes)      └─▶ store: batches, syncs
+//! ```
+//!
+//! [`MasterState`] is used by one thread at a time. What it decides is in a batch until [`MasterState::commit`]; nobody may
+//! be told before. What [`Answer::durable_first`] names must be on stable media first: whoever holds the state syncs, or
+//! waits for a thread that does.
+
+#![allow(clippy::disallowed_methods, reason = "how long commits take is measured; nothing is decided by it")]
+
+mod durability;
+mod master;
+mod records;
+
+use std::time::Duration;
+
+pub use durability::Durability;
+pub use master::{Answer, Applied, MasterState, Settings};
+
+/// Who wants to know how the state works: metrics.
+pub trait Observer: Send + Sync {
+    /// A batch of so many requests was committed, and that took so long.
+    fn committed(&self, requests: usize, took: Duration);
+}
+
+/// Nobody wants to know.
+impl Observer for () {
+    fn committed(&self, _requests: usize, _took: Duration) {}
+}
