@@ -10,9 +10,10 @@
 //!   MasterAnswered, Expired                            Reply, Expire
 //! ```
 //!
-//! Everything belongs to a *call*: a request that began and has not been replied to. Each effect but `Reply` is answered
-//! by one input with the same call and tag. A call that was replied to may still have answers to come; the core ignores
-//! them. A shell may carry out the effects of different calls in any order, those of one call in the order they come.
+//! Everything belongs to a *call*: a request that began and has not been replied to. Each `Send`, `Disk` and `AskMaster`
+//! is answered by one input with the same call and tag. A call that was replied to may still have answers to come: those
+//! of disk jobs are always told, the others are ignored. A shell may carry out the effects of different calls in any
+//! order, those of one call in the order they come.
 
 use std::sync::Arc;
 
@@ -42,6 +43,8 @@ pub struct Context {
     pub boot: BootSession,
     /// Until when its node lease runs.
     pub lease_until: MonoMs,
+    /// Bytes that may be written to this replica's disk before its reserve is touched.
+    pub disk_room: u64,
     /// A number nobody can guess, new for each step.
     pub random: u64,
 }
@@ -75,7 +78,7 @@ pub enum Request {
         version: Version,
         /// What for.
         request: PeerRequest,
-        /// Units that came with it.
+        /// Units that came with it; already held against their checksums.
         payload: Bytes,
     },
     /// By order of the master, of the primary: [`dfs_proto::replica_set::OrderKind`].
@@ -172,6 +175,8 @@ pub enum PeerRequest {
         seq: u64,
         /// Of the last Activate.
         activation: u64,
+        /// Writes that all members have, for a replica that was filled: it is to know repeats of them too.
+        keys: Vec<WriteKey>,
     },
     /// Tell units.
     Fetch {
@@ -215,6 +220,8 @@ pub struct Prepare {
     pub client: u64,
     /// Its number of the request.
     pub number: u64,
+    /// As of [`WriteKey`].
+    pub part: u8,
     /// Of the last Activate.
     pub activation: u64,
     /// The seq up to which that activation made the members equal.
@@ -295,7 +302,8 @@ pub enum DiskJob {
         /// As of Put.
         key: Option<WriteKey>,
     },
-    /// Take this version, and whether the replica lacks what others have; on stable media when it is done.
+    /// Take this version, and whether the replica lacks what others have; on stable media when it is done. A replica that
+    /// is marked incomplete forgets the [`WriteKey`]s it was given until then: what they stand for may be undone.
     SetHeader {
         /// The new version.
         version: Version,
@@ -479,6 +487,8 @@ pub enum Effect {
         /// When.
         at: MonoMs,
     },
+    /// Nothing is to be done: something happened that an operator may want to know.
+    Note(Event),
     /// The call is over: its caller is told.
     Reply {
         /// Which.
@@ -486,4 +496,46 @@ pub enum Effect {
         /// What it is told.
         result: Result<Reply, FsError>,
     },
+}
+
+/// What happened to a replica, for logs and metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It became the active primary.
+    Activated {
+        /// Under this version.
+        version: Version,
+        /// Units that were copied to make the members equal.
+        copied: u64,
+        /// Units of equal age that differed.
+        doubts: u64,
+    },
+    /// Units were found damaged.
+    Damaged {
+        /// The first of them.
+        unit: u32,
+        /// How many.
+        count: u32,
+        /// On which server.
+        node: NodeId,
+    },
+    /// A unit was taken from another member.
+    Repaired {
+        /// Which.
+        unit: u32,
+    },
+    /// A member was lost, and the master is asked to drop it.
+    Dropping {
+        /// Which one.
+        node: NodeId,
+        /// What was the matter with it.
+        reason: String,
+    },
+    /// This server stops to serve, and asks the master to leave the set.
+    Leaving {
+        /// Why.
+        reason: String,
+    },
+    /// No member has the content of this chunk any more.
+    Lost,
 }

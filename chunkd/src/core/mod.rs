@@ -6,5 +6,6 @@ pub mod follow;
 pub mod lease;
 pub mod message;
 pub mod reconcile;
+pub mod replica;
 pub mod unit;
 pub mod write_order;

@@ -20,7 +20,7 @@ pub(super) fn barrier(shared: &Shared, replica: &Replica, grant: &Grant, deadlin
             chunk: grant.chunk.0,
             version: grant.version.0,
             grant: Bytes::new(),
-            body: Some(data_request::Body::PeerBarrier(pb::PeerBarrier { seq, activation: active.activation })),
+            body: Some(data_request::Body::PeerBarrier(pb::PeerBarrier { seq, activation: active.activation, writes: Vec::new() })),
         };
         let calls = shared.peers.send(&shared.identity(), &active.others, &request, &[], deadline);
         let own = sync(shared, replica);

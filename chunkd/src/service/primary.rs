@@ -266,7 +266,7 @@ fn activate(shared: &Shared, replica: &Replica, grant: &Grant, number: u64, dead
         round.push(&tables, push)?;
     }
     // A replica that was made in place of a lost one is whole now, and may say so.
-    let barrier = pb::PeerBarrier { seq: 0, activation: number };
+    let barrier = pb::PeerBarrier { seq: 0, activation: number, writes: Vec::new() };
     let request = pb::DataRequest {
         chunk: grant.chunk.0,
         version: grant.version.0,

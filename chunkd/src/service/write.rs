@@ -308,6 +308,7 @@ fn prepare(replica: &Replica, active: &Active, job: &Job, image: &PostImage, seq
             crcs: image.crcs.clone(),
             client: job.key.client,
             number: job.key.number,
+            part: u32::from(job.key.part),
             activation: active.activation,
             base: active.base,
         })),

@@ -61,12 +61,17 @@ fn body() -> impl Strategy<Value = data_request::Body> {
                     crcs,
                     client: 1,
                     number: 1,
+                    part: 0,
                     activation,
                     base,
                 })
             }
         ),
-        (large(), activation()).prop_map(|(seq, activation)| Body::PeerBarrier(pb::PeerBarrier { seq, activation })),
+        (large(), activation()).prop_map(|(seq, activation)| Body::PeerBarrier(pb::PeerBarrier {
+            seq,
+            activation,
+            writes: Vec::new()
+        })),
         (number(), number()).prop_map(|(first_unit, units)| Body::FetchUnits(pb::FetchUnits { first_unit, units })),
         (number(), crcs(), seqs(), seqs(), list(any::<bool>()), activation()).prop_map(
             |(first_unit, crcs, mut versions, mut seqs, mut holes, activation)| {
