@@ -16,9 +16,11 @@
 pub mod binary;
 pub mod cluster;
 pub mod daemon;
+pub mod faultfs;
 pub mod http;
 pub mod manifest;
 pub mod ports;
 pub mod program;
+pub mod random;
 pub mod wait;
 pub mod workload;
