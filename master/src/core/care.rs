@@ -1,6 +1,7 @@
 //! What the caretaker, the node service and the admin pages ask the executor for, and the facts they get back.
 
-use dfs_proto::{ChunkId, ChunkIndex, InodeId, NodeId, SessionId, UnixNanos, Version};
+use dfs_proto::replica_set::{Home, OrderKind};
+use dfs_proto::{ChunkId, ChunkIndex, InodeId, NodeId, Seq, SessionId, UnixNanos, Version};
 
 /// What a chunk server says of itself when it registers; kept with its node id for as long as the cluster lives.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,8 +83,85 @@ pub struct ChunkFacts {
     pub in_sync: Vec<NodeId>,
     /// Replicas that are being filled.
     pub syncing: Vec<NodeId>,
+    /// Servers that left the set and may still hold an older replica.
+    pub stale: Vec<NodeId>,
+    /// Some write to it was reported: an absent replica is a lost one.
+    pub is_written: bool,
+    /// Log position of the last change of the set.
+    pub set_seq: Seq,
+    /// Log position of the last change of the record.
+    pub seq: Seq,
     /// Replicas the file's layout asks for.
     pub wanted: u32,
+    /// log2 of its bytes.
+    pub chunk_size_log2: u32,
+}
+
+impl ChunkFacts {
+    /// Returns where its record is.
+    pub fn home(&self) -> Home {
+        Home { inode: self.inode, index: self.index }
+    }
+
+    /// Returns with how many replicas in sync writes are acknowledged.
+    pub fn min_in_sync(&self) -> u32 {
+        self.wanted.clamp(1, 2)
+    }
+
+    /// Returns whether `node` is in sync or being filled.
+    pub fn names(&self, node: NodeId) -> bool {
+        self.in_sync.contains(&node) || self.syncing.contains(&node)
+    }
+
+    /// Returns the most bytes that a replica can have.
+    pub fn chunk_bytes(&self) -> u64 {
+        1 << self.chunk_size_log2.min(40)
+    }
+}
+
+/// What the master itself changes about a replica set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetChange {
+    /// This server is to be filled.
+    Add(NodeId),
+    /// This member or syncing replica leaves; what it holds is old from then on. Not the primary.
+    Remove(NodeId),
+    /// This server may hold an older replica.
+    NoteStale(NodeId),
+    /// This server has no replica any more.
+    ForgetStale(NodeId),
+}
+
+impl SetChange {
+    /// Returns the word for it in metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Add(_) => "add",
+            Self::Remove(_) => "remove",
+            Self::NoteStale(_) => "note_stale",
+            Self::ForgetStale(_) => "forget_stale",
+        }
+    }
+}
+
+/// What is to be done next for one chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// To change its set.
+    Change(SetChange),
+    /// To order this of a server: of the primary, unless it is a discard.
+    Order(NodeId, OrderKind),
+}
+
+/// A step for a chunk, as planned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Where the chunk's record is.
+    pub home: Home,
+    /// The version that the plan was made for.
+    pub version: Version,
+    /// What is to be done.
+    pub step: Step,
 }
 
 /// A session, for pages.

@@ -7,19 +7,28 @@
 //! - records and their keys: [`key`], [`record`]
 //! - operations: [`request`], [`view`], [`op`], [`outcome`]
 //! - what is in memory only: [`opens`], [`session`], [`unsettled`], [`ids`]
-//! - chunk servers: [`node_table`], [`ring`], [`placement`]; what the caretaker asks for: [`care`]
+//! - chunk servers: [`node_table`], [`standing`], [`fences`], [`ring`], [`placement`]; what the caretaker asks for: [`care`]
 
 pub mod care;
+pub mod drain;
+pub mod fleet;
+pub mod fences;
 pub mod ids;
+pub mod inventory;
 pub mod key;
 pub mod node_table;
 pub mod op;
 pub mod opens;
+pub mod orders;
 pub mod outcome;
 pub mod placement;
+pub mod rebalance;
 pub mod record;
+pub mod repair;
 pub mod request;
 pub mod ring;
+pub mod scrub_plan;
 pub mod session;
+pub mod standing;
 pub mod unsettled;
 pub mod view;

@@ -346,6 +346,11 @@ fn chunk_facts(key: &Key, record: &Record, inode: Option<&Inode>) -> Option<Chun
         primary: chunk.primary,
         in_sync: chunk.in_sync.clone(),
         syncing: chunk.syncing.clone(),
+        stale: chunk.stale.clone(),
+        is_written: chunk.is_written,
+        set_seq: chunk.set_seq,
+        seq: chunk.seq,
         wanted: inode.map_or(dfs_proto::limits::REPLICAS, |inode| inode.replicas),
+        chunk_size_log2: inode.map_or(dfs_proto::limits::CHUNK_SIZE_LOG2, |inode| inode.chunk_size_log2),
     })
 }

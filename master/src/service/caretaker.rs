@@ -382,7 +382,12 @@ mod tests {
             primary: NodeId(in_sync[0]),
             in_sync: nodes(in_sync),
             syncing: nodes(syncing),
+            stale: vec![],
+            is_written: true,
+            set_seq: Seq(1),
+            seq: Seq(1),
             wanted: 3,
+            chunk_size_log2: 26,
         }
     }
 
