@@ -11,20 +11,29 @@
 //!                          └──────────────────────────── register ────────────────────────────────┘
 //! ```
 //!
+//! A lease is over for a server a little before it is for the master, who counts from its answer and adds a guard for clocks
+//! that run at different speeds. A restarted master does not know the leases that it gave before: they are over once as
+//! long as one has passed.
+//!
 //! # Invariants
 //!
-//! - A node id belongs to one boot session at a time, the last that registered; pulses of any other are unknown.
+//! - A node id belongs to one boot session (run) at a time, the last that registered; pulses of any other are unknown.
+//! - A run whose lease was certainly over when others were given its roles has ended: its lease is never renewed.
 //! - Nothing here reads a clock: `now` is an argument, and never goes back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dfs_proto::limits::CHUNK_SIZE;
-use dfs_proto::{BootSession, ChunkId, FsError, MonoMs, NodeId};
+use dfs_proto::planted::{self, Bug};
+use dfs_proto::{BootSession, ChunkId, FsError, MonoMs, NodeId, Seq, SessionId};
 
 use super::care::NodeFacts;
+use super::fences::Fences;
 use super::placement::{self, Candidate, PlacementError, Wanted};
+use super::record;
 use super::ring::Ring;
+use super::standing::Standing;
 
 /// Most chunk ids in the delete queue of one node. What does not fit is planned again later.
 pub const DELETE_QUEUE_MAX: usize = 10_000;
@@ -79,7 +88,7 @@ pub struct NodeLocation {
     /// `host:port` of its data plane.
     pub address: String,
     /// The run of its process that registered last; grants name it. 0 (which no process has): it has not registered
-    /// with this run of the master, and nobody would honour a grant.
+    /// with this run of the master, or its run has ended, and nobody would honour a grant.
     pub boot: BootSession,
     /// Its node lease runs.
     pub lease_valid: bool,
@@ -109,6 +118,16 @@ pub struct Node {
     pub disks: Vec<Disk>,
     /// End of its node lease as the master counts it.
     pub lease_until: MonoMs,
+    /// End of the last lease of any run before the present one.
+    former_until: MonoMs,
+    /// Others were given the roles of its present run.
+    has_ended: bool,
+    /// Where the log stood when it last came back without what it had not synced; 0: never.
+    pub suspect_seq: Seq,
+    /// It is to be emptied: nothing is placed there.
+    pub is_draining: bool,
+    /// Fences up to here are in force there.
+    fenced_up_to: Seq,
     /// Chunks placed there since its last report. A number to balance by, so that placement can share the table.
     recent: AtomicU64,
     deletions: BTreeSet<ChunkId>,
@@ -125,6 +144,11 @@ impl Node {
             last_seen: None,
             disks: Vec::new(),
             lease_until: MonoMs(0),
+            former_until: MonoMs(0),
+            has_ended: false,
+            suspect_seq: Seq(0),
+            is_draining: false,
+            fenced_up_to: Seq(0),
             recent: AtomicU64::new(0),
             deletions: BTreeSet::new(),
             deleted: BTreeSet::new(),
@@ -157,6 +181,11 @@ impl Node {
         self.deletions.len()
     }
 
+    /// Returns the run that grants are made for; 0: none.
+    pub fn granted_boot(&self) -> BootSession {
+        if self.has_ended { BootSession(0) } else { self.boot.unwrap_or_default() }
+    }
+
     fn working_disks(&self) -> impl Iterator<Item = &Disk> {
         self.disks.iter().filter(|disk| !disk.failed)
     }
@@ -172,14 +201,55 @@ impl Node {
 pub struct NodeTable {
     lease_ms: u64,
     offline_ms: u64,
+    /// When this run of the master began.
+    started: MonoMs,
     nodes: BTreeMap<NodeId, Node>,
     ring: Ring,
+    fences: Fences,
+}
+
+/// What a chunk server is told with each pulse.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PulseAnswer {
+    /// Replicas to delete, the lowest ids first; repeated until reported as deleted.
+    pub delete: Vec<ChunkId>,
+    /// Sessions whose requests are to be refused.
+    pub fenced: Vec<SessionId>,
+    /// The position of the last fence.
+    pub fence_seq: Seq,
 }
 
 impl NodeTable {
     /// Returns an empty table: leases of `lease_ms`, offline after `offline_ms` of silence.
     pub fn new(lease_ms: u64, offline_ms: u64) -> Self {
-        Self { lease_ms, offline_ms, nodes: BTreeMap::new(), ring: Ring::new() }
+        Self {
+            lease_ms,
+            offline_ms,
+            started: MonoMs(0),
+            nodes: BTreeMap::new(),
+            ring: Ring::new(),
+            fences: Fences::default(),
+        }
+    }
+
+    /// Notes when this run of the master began: leases that an earlier one gave may still run.
+    pub fn begin(&mut self, now: MonoMs) {
+        self.started = now;
+    }
+
+    /// Returns when this run of the master began.
+    pub fn started(&self) -> MonoMs {
+        self.started
+    }
+
+    /// Returns the sessions that are fenced.
+    pub fn fences(&self) -> &Fences {
+        &self.fences
+    }
+
+    /// Returns the sessions that are fenced, to be changed.
+    pub fn fences_mut(&mut self) -> &mut Fences {
+        &mut self.fences
     }
 
     /// Adds nodes that are on record but have not registered with this run of the master: offline until they do.
@@ -187,6 +257,18 @@ impl NodeTable {
         for (id, facts) in known {
             self.nodes.entry(id).or_insert_with(|| Node::new(facts));
         }
+    }
+
+    /// Takes over from the record of node `id` what does not come from the server itself.
+    pub fn note_record(&mut self, id: NodeId, record: &record::Node) {
+        let node = self.nodes.entry(id).or_insert_with(|| Node::new(record.facts.clone()));
+        (node.suspect_seq, node.is_draining) = (record.suspect_seq, record.is_draining);
+    }
+
+    /// Forgets node `id`.
+    pub fn remove(&mut self, id: NodeId) {
+        self.nodes.remove(&id);
+        self.ring.remove(id);
     }
 
     /// Takes note of a start of node `id`, and gives it a lease. The caller has made its id durable.
@@ -199,9 +281,19 @@ impl NodeTable {
             last_seen: Some(now),
             disks,
             lease_until: now.plus(self.lease_ms),
+            former_until: self.started.plus(self.lease_ms),
             ..Node::new(facts)
         };
         if let Some(before) = self.nodes.remove(&id) {
+            let is_same_run = before.boot == Some(boot) && !before.has_ended;
+            node.former_until = match before.boot {
+                Some(_) if is_same_run => before.former_until,
+                Some(_) => before.former_until.max(before.lease_until),
+                None => node.former_until,
+            };
+            node.fenced_up_to = if is_same_run { before.fenced_up_to } else { Seq(0) };
+            node.suspect_seq = before.suspect_seq;
+            node.is_draining = before.is_draining;
             node.deletions = before.deletions;
             node.deleted = before.deleted;
             node.recorded_replicas = before.recorded_replicas;
@@ -210,15 +302,23 @@ impl NodeTable {
         self.nodes.insert(id, node);
     }
 
-    /// Renews the lease of node `id`, forgets the deletions it has done, and answers with those it has not, the lowest
-    /// ids first.
+    /// Renews the lease of node `id`, which has fences up to `fenced_up_to` in force, and forgets the deletions it has
+    /// done.
     ///
     /// `None`: unknown, it has to register.
-    pub fn pulse(&mut self, id: NodeId, boot: BootSession, deleted: &[ChunkId], now: MonoMs) -> Option<Vec<ChunkId>> {
+    pub fn pulse(
+        &mut self,
+        id: NodeId,
+        boot: BootSession,
+        deleted: &[ChunkId],
+        fenced_up_to: Seq,
+        now: MonoMs,
+    ) -> Option<PulseAnswer> {
         let lease_until = now.plus(self.lease_ms);
         let node = self.of_session(id, boot)?;
         node.last_seen = Some(now);
         node.lease_until = lease_until;
+        node.fenced_up_to = node.fenced_up_to.max(fenced_up_to);
         for chunk in deleted {
             node.deletions.remove(chunk);
             // What does not fit is ordered again, and reported again.
@@ -226,7 +326,8 @@ impl NodeTable {
                 node.deleted.insert(*chunk);
             }
         }
-        Some(node.deletions.iter().take(DELETE_ORDERS_MAX).copied().collect())
+        let delete = node.deletions.iter().take(DELETE_ORDERS_MAX).copied().collect();
+        Some(PulseAnswer { delete, fenced: self.fences.sessions(), fence_seq: self.fences.last() })
     }
 
     /// Takes note of the disks of node `id`. Returns whether it is known. A report is a sign of life but no lease.
@@ -241,7 +342,7 @@ impl NodeTable {
     }
 
     fn of_session(&mut self, id: NodeId, boot: BootSession) -> Option<&mut Node> {
-        self.nodes.get_mut(&id).filter(|node| node.boot == Some(boot))
+        self.nodes.get_mut(&id).filter(|node| node.boot == Some(boot) && !node.has_ended)
     }
 
     /// Puts `chunks` on the delete queue of node `id`, as far as there is room.
@@ -285,10 +386,69 @@ impl NodeTable {
 
     fn state_of(&self, node: &Node, now: MonoMs) -> NodeState {
         match node.last_seen {
-            Some(_) if now < node.lease_until => NodeState::Online,
+            Some(_) if now < node.lease_until && !node.has_ended => NodeState::Online,
             Some(seen) if now.since(seen) < self.offline_ms => NodeState::LeaseExpired,
             _ => NodeState::Offline,
         }
+    }
+
+    /// Returns how node `id` stands. One that is not known holds nothing.
+    pub fn standing(&self, id: NodeId, now: MonoMs) -> Standing {
+        let Some(node) = self.nodes.get(&id) else {
+            let silent_ms = now.since(self.started);
+            return Standing { is_lease_over: self.is_over(MonoMs(0), now), silent_ms, ..Standing::default() };
+        };
+        Standing {
+            boot: node.granted_boot(),
+            is_online: self.state_of(node, now) == NodeState::Online,
+            is_lease_over: self.is_lease_over(node, now),
+            are_former_leases_over: self.is_over(node.former_until, now),
+            suspect_seq: node.suspect_seq,
+            silent_ms: now.since(node.last_seen.unwrap_or(self.started)),
+        }
+    }
+
+    /// Returns whether no run of node `id` can hold a lease any more.
+    pub fn lease_certainly_over(&self, id: NodeId, now: MonoMs) -> bool {
+        self.standing(id, now).is_lease_over
+    }
+
+    /// Ends the present run of node `id`, if it cannot hold a lease any more: others may be given its roles, and it is not
+    /// believed again before it registers as a new one. Returns whether that is so.
+    pub fn end_run(&mut self, id: NodeId, now: MonoMs) -> bool {
+        let is_over = self.lease_certainly_over(id, now);
+        if is_over && let Some(node) = self.nodes.get_mut(&id) {
+            node.has_ended |= node.boot.is_some();
+        }
+        is_over
+    }
+
+    fn is_lease_over(&self, node: &Node, now: MonoMs) -> bool {
+        if planted::is(Bug::TakeOverTooEarly) {
+            return node.last_seen.is_none_or(|seen| now.since(seen) >= self.lease_ms / 2);
+        }
+        node.has_ended || self.is_over(node.lease_until.max(node.former_until), now)
+    }
+
+    /// Returns whether a lease up to `until` has certainly ended for whoever held it, and those of an earlier run of the
+    /// master too.
+    fn is_over(&self, until: MonoMs, now: MonoMs) -> bool {
+        let earlier_until =
+            if planted::is(Bug::NoWaitAfterRestart) { MonoMs(0) } else { self.started.plus(self.lease_ms) };
+        now >= until.max(earlier_until).plus(self.guard_ms())
+    }
+
+    /// What clocks may differ by in the span of a lease.
+    fn guard_ms(&self) -> u64 {
+        self.lease_ms / 100 + 100
+    }
+
+    /// Returns whether nobody takes requests of `session` any more: it is fenced, and every server has that in force or
+    /// holds no lease. One that is not fenced, or no longer, is none of our concern.
+    pub fn is_fence_complete(&self, session: SessionId, now: MonoMs) -> bool {
+        self.fences
+            .seq(session)
+            .is_none_or(|seq| self.nodes.values().all(|node| node.fenced_up_to >= seq || self.is_lease_over(node, now)))
     }
 
     /// Returns where node `id` is, if it ever registered.
@@ -297,7 +457,7 @@ impl NodeTable {
         let state = self.state_of(node, now);
         Some(NodeLocation {
             address: node.facts.data_address.clone(),
-            boot: node.boot.unwrap_or_default(),
+            boot: node.granted_boot(),
             lease_valid: state == NodeState::Online,
             online: state != NodeState::Offline,
         })
@@ -327,7 +487,11 @@ impl NodeTable {
     }
 
     /// Chooses nodes for a chunk and remembers that they have more to do. The first one is to be the primary.
-    fn place_wanted(&self, wanted: &Wanted<'_>, now: MonoMs) -> Result<Vec<NodeId>, PlacementError> {
+    ///
+    /// # Errors
+    ///
+    /// [`PlacementError`].
+    pub fn place_wanted(&self, wanted: &Wanted<'_>, now: MonoMs) -> Result<Vec<NodeId>, PlacementError> {
         let candidates: BTreeMap<NodeId, Candidate<'_>> = self
             .nodes
             .iter()
@@ -336,7 +500,7 @@ impl NodeTable {
                     host: &node.facts.host,
                     rack: &node.facts.rack,
                     free_bytes: node.free_bytes_of_one_disk(),
-                    is_usable: self.state_of(node, now) == NodeState::Online,
+                    is_usable: self.state_of(node, now) == NodeState::Online && !node.is_draining,
                     recent: node.recent.load(Ordering::Relaxed),
                 };
                 (*id, candidate)
@@ -351,211 +515,5 @@ impl NodeTable {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GIB: u64 = 1 << 30;
-    const ONE: NodeId = NodeId(1);
-    const BOOT: BootSession = BootSession(11);
-
-    fn facts(id: u8) -> NodeFacts {
-        NodeFacts {
-            server_id: [id; 16],
-            data_address: format!("127.0.0.1:{}", 7100 + u16::from(id)),
-            host: format!("host{id}"),
-            ..Default::default()
-        }
-    }
-
-    fn disks(free_gib: u64) -> Vec<Disk> {
-        vec![Disk { capacity_bytes: 100 * GIB, free_bytes: free_gib * GIB, replicas: 5, ..Default::default() }]
-    }
-
-    fn table() -> NodeTable {
-        let mut table = NodeTable::new(5_000, 90_000);
-        table.register(ONE, facts(1), BOOT, disks(50), MonoMs(1_000));
-        table
-    }
-
-    /// Runs a script against a table with lease 5 s and offline after 90 s, and compares each line's result.
-    #[track_caller]
-    fn check(script: &str) {
-        let mut table = NodeTable::new(5_000, 90_000);
-        table.restore([(NodeId(1), facts(1)), (NodeId(2), facts(2))]);
-        for line in script.lines().filter(|line| !line.trim().is_empty()) {
-            let (left, expected) = line.split_once("->").expect("has an arrow");
-            let words: Vec<&str> = left.split_whitespace().collect();
-            let number = |at: usize| words[at].parse::<u64>().expect("a number");
-            let (now, id) = (MonoMs(number(0)), NodeId(number(1) as u32));
-            let boot = BootSession(words.get(3).map_or(0, |_| number(3)));
-            let result = match words[2] {
-                "register" => {
-                    table.register(id, facts(number(1) as u8), boot, disks(50), now);
-                    "done"
-                }
-                "pulse" => table.pulse(id, boot, &[], now).map_or("unknown", |_| "known"),
-                "report" => {
-                    if table.report(id, boot, disks(40), now) {
-                        "known"
-                    } else {
-                        "unknown"
-                    }
-                }
-                "state" => table.state(id, now).word(),
-                other => panic!("{other}"),
-            };
-            assert_eq!(result, expected.trim(), "{line}");
-        }
-    }
-
-    #[test]
-    fn a_node_on_record_is_offline_until_it_registers() {
-        check(
-            "
-            0       1 state        -> offline
-            0       1 pulse 11     -> unknown
-            0       1 report 11    -> unknown
-            10      1 register 11  -> done
-            10      1 state        -> online
-            10      2 state        -> offline
-            ",
-        );
-    }
-
-    #[test]
-    fn a_lease_runs_from_the_last_pulse() {
-        check(
-            "
-            1000    1 register 11  -> done
-            5999    1 state        -> online
-            6000    1 state        -> lease_expired
-            7000    1 pulse 11     -> known
-            11999   1 state        -> online
-            12000   1 state        -> lease_expired
-            ",
-        );
-    }
-
-    #[test]
-    fn a_report_is_a_sign_of_life_but_no_lease() {
-        check(
-            "
-            0       1 register 11  -> done
-            50000   1 report 11    -> known
-            50000   1 state        -> lease_expired
-            139999  1 state        -> lease_expired
-            140000  1 state        -> offline
-            140000  1 pulse 11     -> known
-            140000  1 state        -> online
-            ",
-        );
-    }
-
-    #[test]
-    fn only_the_last_boot_session_holds_the_id() {
-        check(
-            "
-            0       1 register 11  -> done
-            1       1 register 12  -> done
-            2       1 pulse 11     -> unknown
-            2       1 report 11    -> unknown
-            2       1 pulse 12     -> known
-            2       3 pulse 12     -> unknown
-            ",
-        );
-    }
-
-    #[test]
-    fn deletions_are_repeated_until_reported_as_done() {
-        let mut table = table();
-        table.order_deletions(ONE, [ChunkId(7), ChunkId(5), ChunkId(7)]);
-        assert_eq!(table.node(ONE).unwrap().pending_deletions(), 2);
-        table.order_deletions(NodeId(9), [ChunkId(7)]);
-        assert!(table.node(NodeId(9)).is_none(), "nobody is node 9");
-        let pulse = |table: &mut NodeTable, deleted: &[u64]| {
-            let deleted: Vec<ChunkId> = deleted.iter().copied().map(ChunkId).collect();
-            let to_delete = table.pulse(ONE, BOOT, &deleted, MonoMs(2_000)).expect("known");
-            to_delete.into_iter().map(|chunk| chunk.0).collect::<Vec<_>>()
-        };
-        assert_eq!(pulse(&mut table, &[]), [5, 7]);
-        assert_eq!(pulse(&mut table, &[5, 99]), [7]);
-        assert_eq!(pulse(&mut table, &[7]), Vec::<u64>::new());
-        assert_eq!(table.take_deleted(), [(ONE, vec![ChunkId(5), ChunkId(7), ChunkId(99)])]);
-        assert_eq!(table.take_deleted(), []);
-    }
-
-    #[test]
-    fn deletions_outlive_a_restart_of_the_node() {
-        let mut table = table();
-        table.order_deletions(ONE, [ChunkId(7)]);
-        table.register(ONE, facts(1), BootSession(12), disks(50), MonoMs(3_000));
-        let to_delete = table.pulse(ONE, BootSession(12), &[], MonoMs(3_000)).unwrap();
-        assert_eq!(to_delete, [ChunkId(7)]);
-    }
-
-    #[test]
-    fn the_delete_queue_and_one_answer_are_bounded() {
-        let mut table = table();
-        let many = DELETE_QUEUE_MAX as u64 + 5;
-        let pending = |table: &NodeTable| table.node(ONE).unwrap().pending_deletions();
-        table.order_deletions(ONE, (1..=many).map(ChunkId));
-        assert_eq!(pending(&table), DELETE_QUEUE_MAX);
-        table.order_deletions(ONE, [ChunkId(1)]);
-        assert_eq!(pending(&table), DELETE_QUEUE_MAX);
-        let to_delete = table.pulse(ONE, BOOT, &[], MonoMs(2_000)).unwrap();
-        assert_eq!(to_delete.len(), DELETE_ORDERS_MAX);
-        assert_eq!(to_delete[0], ChunkId(1), "one that is on it already stays");
-    }
-
-    #[test]
-    fn failed_disks_count_for_nothing() {
-        let mut table = table();
-        let mut two = disks(50);
-        two.push(Disk { failed: true, ..disks(90)[0].clone() });
-        assert!(table.report(ONE, BOOT, two, MonoMs(2_000)));
-        let node = table.node(ONE).unwrap();
-        assert_eq!((node.capacity_bytes(), node.free_bytes(), node.replicas()), (100 * GIB, 50 * GIB, 5));
-        let there = Space { total_bytes: 100 * GIB, free_bytes: 50 * GIB };
-        assert_eq!(table.space(MonoMs(2_000)), there);
-        assert_eq!(table.space(MonoMs(92_000)), Space::default(), "offline nodes hold nothing that can be had");
-    }
-
-    #[test]
-    fn placement_uses_nodes_with_a_lease_only() {
-        let mut table = NodeTable::new(5_000, 90_000);
-        for id in 1..=4 {
-            let now = MonoMs(if id == 4 { 0 } else { 1_000 });
-            table.register(NodeId(id), facts(id as u8), BOOT, disks(50), now);
-        }
-        for seed in 0..100 {
-            let mut nodes = table.place(seed, 3, MonoMs(5_000)).unwrap();
-            nodes.sort_unstable();
-            assert_eq!(nodes, [NodeId(1), NodeId(2), NodeId(3)], "node 4's lease ended at 5000");
-        }
-        assert!(matches!(table.place(0, 3, MonoMs(6_000)), Err(FsError::NoReplica(_))));
-        for id in 1..=4 {
-            assert!(table.report(NodeId(id), BOOT, disks(0), MonoMs(5_500)));
-        }
-        assert_eq!(table.place(0, 3, MonoMs(5_500)), Err(FsError::NoSpace));
-    }
-
-    #[test]
-    fn one_replica_needs_one_node() {
-        let table = table();
-        assert_eq!(table.place(0, 1, MonoMs(1_000)), Ok(vec![ONE]));
-        assert!(matches!(table.place(0, 2, MonoMs(1_000)), Err(FsError::NoReplica(_))));
-    }
-
-    #[test]
-    fn only_who_registered_in_this_run_can_be_named_in_a_grant() {
-        let mut table = table();
-        table.restore([(NodeId(2), facts(2)), (ONE, facts(9))]);
-        // What is on record does not overwrite one that has registered.
-        let location = table.location(ONE, MonoMs(1_000)).unwrap();
-        assert_eq!((location.address.as_str(), location.boot), ("127.0.0.1:7101", BOOT));
-        assert!(location.lease_valid && location.online);
-        let silent = table.location(NodeId(2), MonoMs(1_000)).unwrap();
-        assert_eq!((silent.boot, silent.lease_valid, silent.online), (BootSession(0), false, false));
-        assert_eq!(table.location(NodeId(3), MonoMs(1_000)), None);
-    }
-}
+#[path = "node_table_tests.rs"]
+mod tests;

@@ -15,6 +15,7 @@ use super::node_table::Space;
 use super::opens::Opens;
 use super::record::{Chunk, Dentry, Inode, Record};
 use super::request::Replay;
+use super::standing::Standing;
 use super::unsettled::Unsettled;
 
 /// Why an operation did not come to an end.
@@ -66,6 +67,8 @@ pub trait Cluster {
     fn place(&self, seed: u64, replicas: usize) -> Result<Vec<NodeId>, FsError>;
     /// Returns the space of all servers.
     fn space(&self) -> Space;
+    /// Returns how a server stands.
+    fn standing(&self, node: NodeId) -> Standing;
 }
 
 /// The directory's state is not shown by this read (only changed), so nobody has to wait for it.

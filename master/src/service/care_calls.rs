@@ -54,7 +54,9 @@ impl Executor {
             let known = owner.nodes_on_record.get(&facts.server_id).copied();
             let last = owner.nodes_on_record.values().max().map_or(0, |node| node.0);
             let id = known.unwrap_or(NodeId(last + 1));
-            let applied = owner.internal(|view| op::register_node(view, id, &facts))?;
+            let applied = owner.internal(|view| {
+                op::register_node(view, id, &facts, dfs_proto::BootSession(1), false).map(|(outcome, _)| outcome)
+            })?;
             owner.nodes_on_record.insert(facts.server_id, id);
             Ok((id, applied.durable_first))
         })?;

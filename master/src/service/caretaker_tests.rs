@@ -143,7 +143,7 @@ impl Bench {
     /// A pulse of each of `nodes`, that reports `deleted`; returns what it is told to delete.
     fn pulse(&self, node: u32, deleted: &[ChunkId]) -> Vec<ChunkId> {
         let mut table = self.shared.nodes.write();
-        table.pulse(NodeId(node), BOOT, deleted, self.clock.mono()).expect("known")
+        table.pulse(NodeId(node), BOOT, deleted, Seq(0), self.clock.mono()).expect("known").delete
     }
 
     #[track_caller]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dfs_proto::wire::{PROTOCOL, PROTOCOL_MIN, pb};
-use dfs_proto::{BootSession, ChunkId, ClusterId, NodeId};
+use dfs_proto::{BootSession, ChunkId, ClusterId, NodeId, Seq};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
@@ -109,12 +109,13 @@ impl ChunkServers for NodeService {
         let deleted: Vec<ChunkId> = request.deleted.into_iter().map(ChunkId).collect();
         let shared = &self.shared;
         let now = shared.clock.mono();
-        let answer = shared.nodes.write().pulse(NodeId(request.node), BootSession(request.boot_session), &deleted, now);
+        let (node, boot) = (NodeId(request.node), BootSession(request.boot_session));
+        let answer = shared.nodes.write().pulse(node, boot, &deleted, Seq(request.fence_seq), now);
         Ok(Response::new(match answer {
-            Some(to_delete) => pb::PulseReply {
+            Some(answer) => pb::PulseReply {
                 known: true,
                 lease_ms: shared.config.lease_ms,
-                delete: to_delete.into_iter().map(|chunk| chunk.0).collect(),
+                delete: answer.delete.into_iter().map(|chunk| chunk.0).collect(),
                 ..Default::default()
             },
             None => pb::PulseReply::default(),

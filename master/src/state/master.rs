@@ -27,6 +27,7 @@ use crate::core::outcome::{Body, OpenChange, Outcome};
 use crate::core::record::{IdMarks, Record, StoredCounters};
 use crate::core::request::{Call, Replay, Request, SessionOpen};
 use crate::core::session::{KeptReply, REPLIES_MAX, ReclaimWindow, Reply, Sessions};
+use crate::core::standing::Standing;
 use crate::core::unsettled::Unsettled;
 use crate::core::view::{Cluster, Known, Records, Stop, View};
 use crate::store::{MetaStore, StoreError};
@@ -117,6 +118,10 @@ impl Cluster for ClusterNow<'_> {
     fn space(&self) -> Space {
         self.nodes.read().space(self.now)
     }
+
+    fn standing(&self, node: NodeId) -> Standing {
+        self.nodes.read().standing(node, self.now)
+    }
 }
 
 impl MasterState {
@@ -173,11 +178,12 @@ impl MasterState {
             requests_in_batch: 0,
         };
         owner.last_seq = owner.begun_at();
+        owner.nodes.write().begin(now);
         owner.load_sessions(now)?;
         for (key, record) in owner.records.read_range(&Range::nodes())? {
             if let (Key::Node(id), Record::Node(node)) = (key, record) {
                 owner.nodes_on_record.insert(node.facts.server_id, id);
-                owner.nodes.write().restore([(id, node.facts.clone())]);
+                owner.nodes.write().note_record(id, &node);
             }
         }
         for (key, _) in owner.records.read_range(&Range::orphans())? {

@@ -47,6 +47,7 @@ pub(super) fn allocate_chunks(view: &View<'_>, inode: InodeId, first: ChunkIndex
                     stale: Vec::new(),
                     is_written: false,
                     set_seq: outcome.seq(),
+                    version_seq: outcome.seq(),
                     seq: outcome.seq(),
                 });
                 outcome.put(Key::Chunk(inode, index), Record::Chunk(Arc::clone(&chunk)));

@@ -22,6 +22,7 @@ mod readdir;
 mod reclaim;
 mod removal;
 mod rename;
+pub mod replica_set;
 mod rmdir;
 mod root;
 mod session_open;
@@ -34,7 +35,7 @@ use dfs_proto::{FsError, InodeId, UnixNanos};
 
 pub use chunk_list::DROPPED_AT_ONCE;
 pub use cut::{cut_done, drop_more, pending};
-pub use node::register_node;
+pub use node::{drain_node, register_node};
 pub use purge::purge;
 pub use raise_version::raise_version;
 pub use reclaim::reclaim_done;

@@ -25,7 +25,7 @@ pub fn raise_version(
     let key = Key::Chunk(inode, index);
     let Some(Record::Chunk(chunk)) = view.find(&key)? else { return Ok((outcome, None)) };
     let version = Version(chunk.version.0 + 1);
-    let raised = Arc::new(Chunk { version, set_seq: outcome.seq(), seq: outcome.seq(), ..Chunk::clone(&chunk) });
+    let raised = Arc::new(Chunk { version, version_seq: outcome.seq(), seq: outcome.seq(), ..Chunk::clone(&chunk) });
     outcome.put(key, Record::Chunk(Arc::clone(&raised)));
     outcome.durable_first = outcome.seq();
     Ok((outcome, Some(raised)))

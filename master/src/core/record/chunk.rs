@@ -23,9 +23,11 @@ pub struct Chunk {
     pub stale: Vec<NodeId>,
     /// Some write to it was reported: from here on an absent replica is a lost one, not an empty one.
     pub is_written: bool,
-    /// Log position of the last change of the set, or of the version alone. A member that came back without what it had
-    /// not synced, later than this, cannot be trusted to be in sync.
+    /// Log position up to which the members are known to be equal: that of the last change of the set, or an older one
+    /// while it has a member that came back without what it had not synced, later than that position.
     pub set_seq: Seq,
+    /// Log position of the last change of the version: durable before anybody is granted it.
+    pub version_seq: Seq,
     /// Log position of the last change.
     pub seq: Seq,
 }
@@ -50,6 +52,7 @@ impl Chunk {
             syncing: self.syncing.iter().map(|node| node.0).collect(),
             stale: self.stale.iter().map(|node| node.0).collect(),
             set_seq: self.set_seq.0,
+            version_seq: self.version_seq.0,
             is_written: self.is_written,
             seq: self.seq.0,
         })
@@ -70,6 +73,7 @@ impl Chunk {
             syncing: stored.syncing.into_iter().map(NodeId).collect(),
             stale: stored.stale.into_iter().map(NodeId).collect(),
             set_seq: Seq(stored.set_seq),
+            version_seq: Seq(stored.version_seq),
             is_written: stored.is_written,
             seq: Seq(stored.seq),
         })
@@ -96,4 +100,6 @@ struct StoredChunk {
     stale: Vec<u32>,
     #[prost(uint64, tag = "9")]
     set_seq: u64,
+    #[prost(uint64, tag = "10")]
+    version_seq: u64,
 }

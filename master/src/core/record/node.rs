@@ -25,7 +25,19 @@ pub struct Node {
     pub seq: Seq,
 }
 
+/// Most runs of a server that are remembered as ended.
+const ENDED_MAX: usize = 16;
+
 impl Node {
+    /// Remembers that `boot` has ended.
+    pub fn end_run(&mut self, boot: BootSession) {
+        if !self.ended.contains(&boot) {
+            self.ended.push(boot);
+        }
+        let surplus = self.ended.len().saturating_sub(ENDED_MAX);
+        self.ended.drain(..surplus);
+    }
+
     pub(super) fn encode(&self) -> Bytes {
         seal(&StoredNode {
             server_id: Bytes::copy_from_slice(&self.facts.server_id),

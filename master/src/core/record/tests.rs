@@ -66,10 +66,11 @@ fn samples() -> Vec<(Key, Record, &'static str)> {
                 stale: vec![NodeId(4)],
                 is_written: true,
                 set_seq: Seq(3),
+                version_seq: Seq(4),
                 seq: Seq(5),
             })),
             "01080910011801220201032a010230013805420104\
-             4803",
+             48035004",
         ),
         (
             Key::Xattr(file, Bytes::from_static(b"user.a")),
@@ -200,7 +201,7 @@ fn records_from_before_a_field_was_there_decode_without_it() {
     check("01080910011801220201032a010230013805", |record| {
         let Record::Chunk(chunk) = record else { unreachable!() };
         let chunk = Arc::make_mut(chunk);
-        (chunk.stale, chunk.set_seq) = (vec![], Seq(0));
+        (chunk.stale, chunk.set_seq, chunk.version_seq) = (vec![], Seq(0), Seq(0));
     });
     check("010a10303132333435363738396162636465661203683a321a03683a332201722a01683203302e313805", |record| {
         let Record::Node(node) = record else { unreachable!() };
@@ -238,6 +239,7 @@ fn a_newer_format_and_a_record_that_cannot_be_are_refused_by_kind() {
         stale: vec![],
         is_written: true,
         set_seq: Seq(1),
+        version_seq: Seq(1),
         seq: Seq(1),
     };
     assert!(Chunk::decode(&lost_primary.encode()).is_err());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dfs_proto::{ChunkIndex, FsError, InodeId, Kind, Name, NodeId, Seq, SessionId, UnixNanos};
+use dfs_proto::{BootSession, ChunkIndex, FsError, InodeId, Kind, Name, NodeId, Seq, SessionId, UnixNanos};
 
 use super::invariants;
 use crate::core::care::{Counters, CutIntent};
@@ -16,6 +16,7 @@ use crate::core::opens::Opens;
 use crate::core::outcome::{Body, Listed, OpenChange, Outcome};
 use crate::core::record::{IdMarks, Inode, Record};
 use crate::core::request::{Call, Make, Request, SetAttr};
+use crate::core::standing::Standing;
 use crate::core::unsettled::Unsettled;
 use crate::core::view::{Cluster, Known, Records, Scanned, Stop, View};
 
@@ -54,6 +55,10 @@ struct ThreeNodes;
 impl Cluster for ThreeNodes {
     fn place(&self, seed: u64, replicas: usize) -> Result<Vec<NodeId>, FsError> {
         Ok((0..replicas as u64).map(|at| NodeId(((seed + at) % 3 + 1) as u32)).collect())
+    }
+
+    fn standing(&self, _node: NodeId) -> Standing {
+        Standing { boot: BootSession(1), is_online: true, are_former_leases_over: true, ..Standing::default() }
     }
 
     fn space(&self) -> Space {
