@@ -30,7 +30,7 @@ pub struct Metrics {
     pub retries: IntCounterVec,
     /// Reads answered from data that was fetched ahead.
     pub read_ahead_hits: IntCounter,
-    /// Requests that were handed off because they wait long.
+    /// Calls that have waited for servers for more than 5 s.
     pub waiting_requests: IntGauge,
     /// Sessions that were lost.
     pub sessions_lost: IntCounter,
@@ -62,9 +62,17 @@ impl Metrics {
             data_round_trips: counter(r, "dfs_mount_data_round_trips_total", "Requests to chunk servers"),
             retries: counters(r, "dfs_mount_retries_total", "Attempts made again", &["reason"]),
             read_ahead_hits: counter(r, "dfs_mount_read_ahead_hits_total", "Reads answered from read-ahead"),
-            waiting_requests: gauge(r, "dfs_mount_waiting_requests", "Requests handed off because they wait long"),
+            waiting_requests: gauge(r, "dfs_mount_waiting_requests", "Calls that have waited for servers for more than 5 s"),
             sessions_lost: counter(r, "dfs_mount_sessions_lost_total", "Sessions lost to the master"),
             registry,
+        }
+    }
+
+    /// Counts an attempt at a chunk server that failed.
+    pub fn count_trouble(&self, trouble: &crate::core::Trouble) {
+        match trouble {
+            crate::core::Trouble::Refused(error) => self.count_retry(error),
+            crate::core::Trouble::Unanswered(_) => self.retries.with_label_values(&["connection"]).inc(),
         }
     }
 

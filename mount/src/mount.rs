@@ -181,7 +181,8 @@ fn start(
 ) -> Result<Started, MountError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let chunks = master.chunk_client(Arc::clone(metrics)).map_err(MountError::Refused)?;
-    let backend = Arc::new(Remote { master: master.clone(), chunks: Arc::new(chunks) });
+    let chunks = Arc::new(chunks);
+    let backend = Arc::new(Remote { master: master.clone(), chunks: Arc::clone(&chunks) });
     let settings = FileSettings {
         policy: config.policy,
         dirty_bytes_max: config.dirty_bytes_max,
@@ -194,10 +195,12 @@ fn start(
     let is_dirsync = config.vfs_options.iter().any(|option| matches!(option, VfsOption::DirSync | VfsOption::Sync));
     let fs = Arc::new(FileSystem::new(root, master.clone(), files, clock, ahead, is_dirsync));
     let weak = Arc::downgrade(&fs);
-    master.on_session_lost(move || {
+    master.on_session_lost(move |session| {
+        // First what was written under the old one is given up, or it would get through under the next.
         if let Some(fs) = weak.upgrade() {
             fs.session_lost();
         }
+        chunks.session_changed(session);
     });
     let options = SessionOptions {
         source: config.source.clone(),

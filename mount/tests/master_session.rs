@@ -179,7 +179,7 @@ fn a_session_that_is_gone_when_it_is_given_back_is_no_loss() {
     let (client, _) = open_session(&[&master.address], soft(5_000));
     let is_lost = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&is_lost);
-    client.on_session_lost(move || told.store(true, Ordering::SeqCst));
+    client.on_session_lost(move |_| told.store(true, Ordering::SeqCst));
     master.swallow_next("SessionClose");
     client.close().expect("closes");
     assert_eq!(master.sessions(), 0);
@@ -217,7 +217,7 @@ fn a_lost_session_is_replaced_and_says_so() {
     let open = make(&client, "open", Kind::File, true).expect("made");
     let is_lost = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&is_lost);
-    client.on_session_lost(move || told.store(true, Ordering::SeqCst));
+    client.on_session_lost(move |_| told.store(true, Ordering::SeqCst));
     let before = (client.session(), client.generation());
     master.end_all_sessions();
     make(&client, "new", Kind::Directory, false).expect("made under the new session");

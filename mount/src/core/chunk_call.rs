@@ -41,6 +41,9 @@ use super::policy::Policy;
 
 /// A primary answers within this even while it drops a silent member from the set.
 const ATTEMPT_MS: u64 = 5_000;
+/// One that is there and is slow, as behind a narrow link, gets twice the time at each further attempt, up to this: or
+/// what it does for an attempt would be in vain each time.
+const ATTEMPT_MS_MAX: u64 = 20_000;
 /// If nothing came within this, it is worth to find out whether anybody is there.
 const QUIET_MS: u64 = 1_000;
 /// `Stale` answers in a row after which something else is wrong.
@@ -169,7 +172,7 @@ enum Then {
 
 #[derive(Clone, Debug, PartialEq)]
 enum Phase {
-    Asking(Arc<Location>),
+    Asking(Ask),
     Looking(LookUp, Then),
     /// Then asks there.
     WaitingToAsk(Arc<Location>),
@@ -184,6 +187,7 @@ pub struct ChunkCall {
     begun: MonoMs,
     phase: Phase,
     backoff: Backoff,
+    attempt_ms: u64,
     /// `Stale` answers in a row.
     stale: u32,
     /// `TryAgain` answers in a row.
@@ -203,6 +207,7 @@ impl ChunkCall {
             begun: now,
             phase: Phase::Over,
             backoff: Backoff::default(),
+            attempt_ms: ATTEMPT_MS,
             stale: 0,
             again: 0,
             dead: 0,
@@ -231,7 +236,12 @@ impl ChunkCall {
             (Phase::Over, Input::Begin(Some(location))) => self.ask(now, location),
             (Phase::Over, Input::Begin(None)) => self.look_up(now, None, Then::Ask),
             (Phase::Asking(_), Input::Answered(Ok(()))) => Step::Done(Ok(Outcome::Answered)),
-            (Phase::Asking(location), Input::Answered(Err(trouble))) => self.failed(now, location, trouble),
+            (Phase::Asking(ask), Input::Answered(Err(trouble))) => {
+                if now >= ask.until {
+                    self.attempt_ms = (self.attempt_ms * 2).min(ATTEMPT_MS_MAX);
+                }
+                self.failed(now, ask.location, trouble)
+            }
             (Phase::Looking(..), Input::Found(Ok(None))) => Step::Done(Ok(Outcome::NoChunk)),
             (Phase::Looking(look, then), Input::Found(Ok(Some(location)))) => self.found(now, look, then, location),
             (Phase::Looking(look, _), Input::Found(Err(error))) => self.not_found(now, look, error),
@@ -287,7 +297,7 @@ impl ChunkCall {
             self.backoff.reset();
         }
         self.dead = if primary.is_alive { 0 } else { self.dead + 1 };
-        if self.dead % ASK_DEAD_EVERY != 0 {
+        if !self.dead.is_multiple_of(ASK_DEAD_EVERY) {
             let lost = Some(primary.node);
             return self.wait(now, Phase::WaitingToLook(LookUp { lost, ..self.new_look_up(Some(location)) }));
         }
@@ -307,14 +317,14 @@ impl ChunkCall {
     }
 
     fn ask(&mut self, now: MonoMs, location: Arc<Location>) -> Step {
-        let Some(within_ms) = self.within(now, ATTEMPT_MS) else { return self.time_is_up() };
-        self.phase = Phase::Asking(Arc::clone(&location));
-        let (check_at, until) = (now.plus(QUIET_MS.min(within_ms)), now.plus(within_ms));
-        Step::Ask(Ask { location, check_at, until })
+        let Some(within_ms) = self.left_of(now, self.attempt_ms) else { return self.time_is_up() };
+        let ask = Ask { location, check_at: now.plus(QUIET_MS.min(within_ms)), until: now.plus(within_ms) };
+        self.phase = Phase::Asking(ask.clone());
+        Step::Ask(ask)
     }
 
     fn look_up(&mut self, now: MonoMs, instead_of: Option<Arc<Location>>, then: Then) -> Step {
-        if self.within(now, ATTEMPT_MS).is_none() {
+        if self.is_time_up(now) {
             return self.time_is_up();
         }
         let look = self.new_look_up(instead_of);
@@ -323,7 +333,7 @@ impl ChunkCall {
     }
 
     fn look_up_again(&mut self, now: MonoMs, look: LookUp) -> Step {
-        if self.within(now, ATTEMPT_MS).is_none() {
+        if self.is_time_up(now) {
             return self.time_is_up();
         }
         // It was reported the first time.
@@ -362,8 +372,12 @@ impl ChunkCall {
         Step::Wait { until: now.plus(self.backoff.pause_ms(left_ms)) }
     }
 
-    /// Returns how much of `ms` there is left, `None` if nothing is.
-    fn within(&self, now: MonoMs, ms: u64) -> Option<u64> {
+    fn is_time_up(&self, now: MonoMs) -> bool {
+        self.policy.left_ms(self.elapsed_ms(now)) == Some(0)
+    }
+
+    /// Returns `ms`, or what is left of the call's time if that is less; `None` if nothing is.
+    fn left_of(&self, now: MonoMs, ms: u64) -> Option<u64> {
         let within_ms = self.policy.left_ms(self.elapsed_ms(now)).map_or(ms, |left_ms| left_ms.min(ms));
         (within_ms > 0).then_some(within_ms)
     }

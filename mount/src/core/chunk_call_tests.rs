@@ -215,6 +215,24 @@ fn an_attempt_is_left_after_five_seconds_and_doubted_after_one() {
 }
 
 #[test]
+fn a_server_that_is_slow_gets_more_time_each_time() {
+    let mut talk = Talk::begin(Policy::Hard, Some(at(1, 1)));
+    let mut attempts = Vec::new();
+    for _ in 0..4 {
+        let Step::Ask(ask) = &talk.step else { panic!("{:?}", talk.step) };
+        attempts.push(ask.until.since(talk.now));
+        talk.silence();
+        talk.found(at(1, 1));
+        talk.pass();
+        talk.found(at(1, 1));
+    }
+    assert_eq!(attempts, [5_000, 10_000, 20_000, 20_000]);
+    talk.answered(gone());
+    talk.found(at(2, 2));
+    assert_eq!(talk.asks(), (2, 2));
+}
+
+#[test]
 fn a_soft_call_ends_at_its_deadline_whatever_it_waits_for() {
     let troubles: [fn() -> Trouble; 5] = [
         gone,

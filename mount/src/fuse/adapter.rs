@@ -46,7 +46,6 @@ impl Adapter {
             pools,
             gate: Gate::new(workers.saturating_sub(2)),
             ops: OpMetrics::new(metrics),
-            waiting: metrics.waiting_requests.clone(),
             notifier: OnceLock::new(),
         };
         Self { shared: Arc::new(shared) }

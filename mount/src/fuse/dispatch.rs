@@ -9,7 +9,6 @@ use fuser::{
     Errno, Notifier, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
-use prometheus::IntGauge;
 
 use super::adapter::Adapter;
 use super::gate::Gate;
@@ -23,7 +22,6 @@ pub(super) struct Shared {
     pub(super) pools: WaitPools,
     pub(super) gate: Gate,
     pub(super) ops: OpMetrics,
-    pub(super) waiting: IntGauge,
     /// There once the session is; the kernel sends nothing before that which needs it.
     pub(super) notifier: OnceLock<Notifier>,
 }
@@ -114,11 +112,7 @@ impl Adapter {
             return;
         }
         let shared = Arc::clone(&self.shared);
-        self.shared.waiting.inc();
-        self.shared.pools.of(waits_for).spawn(move || {
-            job(&shared);
-            shared.waiting.dec();
-        });
+        self.shared.pools.of(waits_for).spawn(move || job(&shared));
     }
 }
 

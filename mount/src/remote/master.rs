@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dfs_proto::wire::pb::{self, meta_reply, meta_request};
-use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, Kind, Name, NodeId, Seq, SessionId, UnixNanos, Version};
+use dfs_proto::{ChunkIndex, FsError, InodeId, Kind, Name, NodeId, Seq, SessionId, UnixNanos};
 
 use super::chunk::ChunkClient;
 use super::convert::{self, missing};
 use super::session::{Effect, Session, SessionConfig};
-use crate::core::Location;
+use crate::core::{Damage, Location, Policy};
 use crate::fs::{Attr, Caller};
 use crate::metrics::Metrics;
 
@@ -142,6 +142,13 @@ pub struct Chunks {
     pub attr: Attr,
 }
 
+impl Chunks {
+    /// Returns whether there is a chunk at this place.
+    pub fn has(&self, index: ChunkIndex) -> bool {
+        self.locations.iter().any(|location| location.index == index && !location.is_hole())
+    }
+}
+
 /// The content of an inline file.
 #[derive(Clone, Debug)]
 pub struct InlineData {
@@ -201,7 +208,7 @@ impl MasterClient {
     /// [`FsError::Protocol`] if the master has not said which cluster this is.
     pub fn chunk_client(&self, metrics: Arc<Metrics>) -> Result<ChunkClient, FsError> {
         let cluster = self.session.cluster().ok_or_else(|| missing("cluster id"))?;
-        Ok(ChunkClient::new(cluster, self.session.boot(), self.session.id(), self.session.policy(), metrics))
+        Ok(ChunkClient::new(cluster, self.session.boot(), self.session.id(), metrics))
     }
 
     /// Returns the session's id.
@@ -215,9 +222,9 @@ impl MasterClient {
         self.session.generation()
     }
 
-    /// Says what is to be done when the session was lost and another one opened: dirty data is void by then. `act` must
-    /// not call the master.
-    pub fn on_session_lost(&self, act: impl Fn() + Send + Sync + 'static) {
+    /// Says what is to be done when the session was lost and another one, which it is given, opened: dirty data is void by
+    /// then. `act` must not call the master.
+    pub fn on_session_lost(&self, act: impl Fn(SessionId) + Send + Sync + 'static) {
         self.session.on_lost(act);
     }
 
@@ -482,15 +489,23 @@ impl MasterClient {
         self.done(caller, body, Effect::Changes)
     }
 
-    /// Returns where `count` chunks (at most `LOCATIONS_MAX`) from `first` on are.
+    /// Returns where `count` chunks (at most `LOCATIONS_MAX`) from `first` on are. `lost`: a primary that does not answer;
+    /// the master moves it, if it may.
     ///
     /// # Errors
     ///
     /// `NoEntry`; `Invalid` if it is no regular file.
-    pub fn get_chunks(&self, inode: InodeId, first: ChunkIndex, count: u32) -> Result<Chunks, FsError> {
-        let body =
-            meta_request::Body::GetChunks(pb::GetChunks { inode: inode.0, first: first.0, count, lost: Vec::new() });
-        self.chunks(body, Effect::Reads)
+    pub fn get_chunks(
+        &self,
+        within: Policy,
+        inode: InodeId,
+        first: ChunkIndex,
+        count: u32,
+        lost: Option<NodeId>,
+    ) -> Result<Chunks, FsError> {
+        let lost = lost.into_iter().map(|node| node.0).collect();
+        let body = meta_request::Body::GetChunks(pb::GetChunks { inode: inode.0, first: first.0, count, lost });
+        self.chunks(within, body, Effect::Reads)
     }
 
     /// Makes the chunks that are missing of `count` from `first` on, and returns where all of them are.
@@ -498,9 +513,15 @@ impl MasterClient {
     /// # Errors
     ///
     /// `NoSpace`, `NoReplica`, `NoEntry`; `SessionLost` if the session that wanted to write is gone.
-    pub fn allocate_chunks(&self, inode: InodeId, first: ChunkIndex, count: u32) -> Result<Chunks, FsError> {
+    pub fn allocate_chunks(
+        &self,
+        within: Policy,
+        inode: InodeId,
+        first: ChunkIndex,
+        count: u32,
+    ) -> Result<Chunks, FsError> {
         let body = meta_request::Body::AllocateChunks(pb::AllocateChunks { inode: inode.0, first: first.0, count });
-        self.chunks(body, Effect::ChangesContent)
+        self.chunks(within, body, Effect::ChangesContent)
     }
 
     /// Tells the master what was written, and returns the attributes that came of it.
@@ -555,25 +576,19 @@ impl MasterClient {
         self.entry(Caller::MOUNT, body, Effect::ChangesContent)
     }
 
-    /// Tells the master that a replica gave wrong bytes.
+    /// Tells the master of a replica without a good copy.
     ///
     /// # Errors
     ///
     /// None of its own.
-    pub fn report_bad_replica(
-        &self,
-        chunk: ChunkId,
-        version: Version,
-        node: NodeId,
-        detail: String,
-    ) -> Result<(), FsError> {
+    pub fn report_damage(&self, within: Policy, damage: &Damage) -> Result<(), FsError> {
         let body = meta_request::Body::ReportBadReplica(pb::ReportBadReplica {
-            chunk: chunk.0,
-            version: version.0,
-            node: node.0,
-            detail,
+            chunk: damage.chunk.0,
+            version: damage.version.0,
+            node: damage.node.0,
+            detail: damage.detail.clone(),
         });
-        self.done(Caller::MOUNT, body, Effect::Reads)
+        self.session.call_within(within, Caller::MOUNT, body, Effect::Reads).map(drop)
     }
 
     /// Waits until every change this mount has been told of is on the master's stable media.
@@ -615,8 +630,8 @@ impl MasterClient {
         self.call(caller, body, effect).map(drop)
     }
 
-    fn chunks(&self, body: meta_request::Body, effect: Effect) -> Result<Chunks, FsError> {
-        match self.call(Caller::MOUNT, body, effect)? {
+    fn chunks(&self, within: Policy, body: meta_request::Body, effect: Effect) -> Result<Chunks, FsError> {
+        match self.session.call_within(within, Caller::MOUNT, body, effect)?.body {
             meta_reply::Body::Chunks(reply) => Ok(Chunks {
                 locations: reply.locations.into_iter().map(convert::location).collect(),
                 attr: convert::attr(reply.attr)?,

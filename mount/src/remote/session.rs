@@ -125,8 +125,8 @@ pub(super) struct Session {
     on_lost: OnceLock<OnLost>,
 }
 
-/// What is to be done when the session is lost.
-struct OnLost(Box<dyn Fn() + Send + Sync>);
+/// What is to be done when the session is lost and another one is there.
+struct OnLost(Box<dyn Fn(SessionId) + Send + Sync>);
 
 impl std::fmt::Debug for OnLost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -203,7 +203,7 @@ impl Session {
             wakeup: Condvar::new(),
             on_lost: OnceLock::new(),
         });
-        let root = retry::run(connect_policy, "open session", |_| session.open_at_master(), |_| ())?;
+        let root = retry::run(connect_policy, "open session", &session.metrics, |_| session.open_at_master())?;
         let weak = Arc::downgrade(&session);
         let background = std::thread::Builder::new()
             .name("dfs-session".into())
@@ -213,7 +213,7 @@ impl Session {
         Ok((session, root))
     }
 
-    pub(super) fn on_lost(&self, act: impl Fn() + Send + Sync + 'static) {
+    pub(super) fn on_lost(&self, act: impl Fn(SessionId) + Send + Sync + 'static) {
         // The first one stays: there is one mount to a session.
         let _ = self.on_lost.set(OnLost(Box::new(act)));
     }
@@ -228,10 +228,6 @@ impl Session {
 
     pub(super) fn cluster(&self) -> Option<ClusterId> {
         self.state.lock().cluster
-    }
-
-    pub(super) fn policy(&self) -> Policy {
-        self.config.policy
     }
 
     pub(super) fn boot(&self) -> BootSession {
@@ -285,7 +281,7 @@ impl Session {
         self.call_within(self.config.policy, caller, body, effect)
     }
 
-    fn call_within(
+    pub(super) fn call_within(
         &self,
         policy: Policy,
         caller: Caller,
@@ -300,10 +296,8 @@ impl Session {
         let _under_way = UnderWay { session: self, number: request.number };
         let mut open_again = None;
         let mut may_have_happened = false;
-        let outcome = retry::run(
-            policy,
-            op,
-            |deadline| loop {
+        let outcome = retry::run(policy, op, &self.metrics, |deadline| {
+            loop {
                 let generation = self.generation();
                 let (reply, boot) = match self.attempt(&request, deadline) {
                     Ok(answer) => answer,
@@ -334,9 +328,8 @@ impl Session {
                         return Ok(reply.body.map(|body| Answer { body, time }).ok_or_else(|| missing("body")));
                     }
                 }
-            },
-            |error| self.metrics.count_retry(error),
-        );
+            }
+        });
         let answer = match outcome {
             Ok(result) => result,
             Err(FsError::TryAgain(_)) => Err(FsError::TimedOut("the master")),

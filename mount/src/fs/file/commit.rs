@@ -197,8 +197,8 @@ impl FileState {
     fn find_gone(&self, written: &[ChunkIndex]) -> Result<Vec<ChunkIndex>, FsError> {
         let mut gone = Vec::new();
         for &index in written {
-            let chunks = self.shared.backend.get_chunks(self.inode, index, 1)?;
-            if chunks.locations.iter().all(|location| location.index != index || location.is_hole()) {
+            let policy = self.shared.settings.policy;
+            if !self.shared.backend.get_chunks(policy, self.inode, index, 1, None)?.has(index) {
                 gone.push(index);
             }
         }

@@ -35,9 +35,15 @@ impl KnownLocations {
     }
 
     /// Keeps a location, in place of an older one of the chunk or, if there are too many, of the chunk that is farthest
-    /// from it: neighbours are needed next.
+    /// from it: neighbours are needed next. Returns what is kept: a newer one, if an answer was overtaken.
     pub(super) fn remember(&mut self, location: Location) -> Arc<Location> {
         let index = location.index;
+        if let Some(kept) = self.kept.get(&index)
+            && kept.chunk == location.chunk
+            && kept.version > location.version
+        {
+            return Arc::clone(kept);
+        }
         let location = Arc::new(location);
         self.kept.insert(index, Arc::clone(&location));
         if self.kept.len() > LOCATIONS_KEPT_MAX {
@@ -108,6 +114,15 @@ mod tests {
         known.remember(location(7, 2));
         assert_eq!(kept(&known), (0..MAX).collect::<Vec<_>>());
         assert_eq!(known.get(ChunkIndex(7)).map(|location| location.version), Some(Version(2)));
+    }
+
+    #[test]
+    fn an_answer_that_was_overtaken_does_not_bring_an_old_version_back() {
+        let mut known = KnownLocations::default();
+        known.remember(location(7, 3));
+        assert_eq!(known.remember(location(7, 2)).version, Version(3));
+        let other = Location { chunk: ChunkId(99), ..location(7, 1) };
+        assert_eq!(known.remember(other).chunk, ChunkId(99));
     }
 
     #[test]

@@ -14,6 +14,7 @@
 
 mod backend;
 mod budget;
+mod chunk_calls;
 mod commit;
 mod kept;
 mod locations;

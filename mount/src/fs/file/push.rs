@@ -5,18 +5,17 @@
 
 use std::sync::Arc;
 
-use dfs_proto::{ChunkIndex, FsError, MonoMs, unit};
+use dfs_proto::{FsError, InodeId, MonoMs, unit};
 
+use super::chunk_calls::Missing;
 use super::pool::Tick;
 use super::state::{FileState, Layout, State};
 use crate::cache::{Mark, Sealed};
-use crate::core::Location;
-use crate::remote::{Retry, RetryPlan};
+use crate::core::{Ask, ChunkCall, Input, Step, Trouble};
+use crate::remote::{Patience, WriteId};
 
 /// Waiters look again after this even if nobody woke them: a guard, not a clock.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
-/// An outage of this length is worth a line in the log.
-const LOG_AFTER_MS: u64 = 5_000;
 
 /// One piece and the attempts to push it.
 pub(super) struct Attempt {
@@ -24,11 +23,11 @@ pub(super) struct Attempt {
     /// Computed once, from the bytes as they were sealed; empty before the first attempt.
     crcs: Vec<u32>,
     /// The same for all attempts, so that it is applied once.
-    number: u64,
-    begun: MonoMs,
-    plan: RetryPlan,
-    not_before: MonoMs,
-    is_logged: bool,
+    id: WriteId,
+    call: ChunkCall,
+    patience: Patience,
+    /// It was made already, and waits for the next attempt until this.
+    parked_until: Option<MonoMs>,
 }
 
 impl FileState {
@@ -58,7 +57,7 @@ impl FileState {
         }
         let is_parked = !state.parked.is_empty();
         let is_due = self.is_commit_due(&state, now)
-            || state.parked.iter().any(|attempt| attempt.not_before <= now)
+            || state.parked.iter().any(|attempt| attempt.is_due(now))
             || state.has_sealable();
         if is_due || is_parked { Tick::Work { is_parked } } else { Tick::Wait }
     }
@@ -100,7 +99,7 @@ impl FileState {
         if state.active >= self.shared.settings.push_threads.saturating_sub(2).max(4) {
             return None;
         }
-        let due = state.parked.iter().position(|attempt| attempt.not_before <= now);
+        let due = state.parked.iter().position(|attempt| attempt.is_due(now));
         let attempt = match due {
             Some(at) => state.parked.swap_remove(at),
             None if state.layout.is_inline() => return None,
@@ -110,11 +109,10 @@ impl FileState {
                 Attempt {
                     piece,
                     crcs: Vec::new(),
-                    number: self.shared.backend.new_number(),
-                    begun: now,
-                    plan: RetryPlan::new(self.shared.settings.policy),
-                    not_before: now,
-                    is_logged: false,
+                    id: self.shared.backend.new_write(),
+                    call: ChunkCall::new(self.shared.settings.policy, now),
+                    patience: Patience::new(&self.shared.metrics.waiting_requests),
+                    parked_until: None,
                 }
             }
         };
@@ -124,43 +122,37 @@ impl FileState {
 
     /// Makes attempts to push a piece until one succeeds, or is final, or has to wait.
     pub(super) fn push(&self, mut attempt: Attempt) {
+        let (index, _) = self.place(attempt.piece.offset);
+        let mut input = match attempt.parked_until.take() {
+            None => Input::Begin(self.known(index)),
+            Some(_) => Input::Passed,
+        };
         loop {
-            let Err(error) = self.push_once(&mut attempt) else { return self.pushed(&attempt) };
-            let elapsed_ms = self.shared.clock.mono().since(attempt.begun);
-            let retry = attempt.plan.next(elapsed_ms, &error);
-            if retry == Retry::GiveUp {
-                return self.push_failed(&attempt, &error);
-            }
-            self.shared.metrics.count_retry(&error);
-            if elapsed_ms >= LOG_AFTER_MS && !attempt.is_logged {
-                attempt.is_logged = true;
-                tracing::warn!(inode = %self.inode, offset = attempt.piece.offset, waited_ms = elapsed_ms, %error,
-                    "a write waits for the cluster");
-            }
-            if let Retry::After(ms) = retry {
-                return self.park(attempt, ms);
-            }
+            let now = self.shared.clock.mono();
+            input = match attempt.call.step(now, input) {
+                Step::Ask(ask) => Input::Answered(self.push_once(&mut attempt, &ask)),
+                Step::LookUp(look) => Input::Found(self.look_up(index, &look, Missing::Allocate)),
+                Step::Wait { until } => return self.park(attempt, now, until),
+                Step::Done(Ok(_)) => return self.pushed(attempt, now),
+                Step::Done(Err(error)) => return self.push_failed(attempt, now, &error),
+            };
         }
     }
 
-    fn push_once(&self, attempt: &mut Attempt) -> Result<(), FsError> {
-        let (index, offset) = self.place(attempt.piece.offset);
-        let location = self.locate_for_write(index)?;
-        if attempt.crcs.is_empty() {
-            attempt.crcs = unit::checksums(offset, &attempt.piece.data);
-        }
+    fn push_once(&self, attempt: &mut Attempt, ask: &Ask) -> Result<(), Trouble> {
+        let (_, offset) = self.place(attempt.piece.offset);
         let data = &attempt.piece.data;
+        if attempt.crcs.is_empty() {
+            attempt.crcs = unit::checksums(offset, data);
+        }
         self.shared
             .backend
-            .write(&location, offset, data, &attempt.crcs, attempt.number)
-            .inspect_err(|_| self.state.lock().locations.forget(&location))
+            .write(ask, offset, data, &attempt.crcs, attempt.id)
+            .map_err(|trouble| self.note_trouble(ask, trouble))
     }
 
-    fn pushed(&self, attempt: &Attempt) {
-        if attempt.is_logged {
-            tracing::info!(inode = %self.inode, offset = attempt.piece.offset, "the write went through");
-        }
-        let now = self.shared.clock.mono();
+    fn pushed(&self, attempt: Attempt, now: MonoMs) {
+        attempt.patience.goes_on(&self.write_at(attempt.piece.offset), attempt.call.elapsed_ms(now));
         let mut state = self.state.lock();
         state.active -= 1;
         if let Some((offset, length)) = self.piece_ends(&mut state, attempt.piece.ticket) {
@@ -182,10 +174,19 @@ impl FileState {
         self.changed.notify_all();
     }
 
-    fn park(&self, mut attempt: Attempt, delay_ms: u64) {
+    /// Returns what the log calls the write of a piece.
+    fn write_at(&self, offset: u64) -> WriteAt {
+        WriteAt { inode: self.inode, offset }
+    }
+
+    fn park(&self, mut attempt: Attempt, now: MonoMs, until: MonoMs) {
+        if let Some(trouble) = attempt.call.trouble() {
+            let waited_ms = attempt.call.elapsed_ms(now);
+            attempt.patience.wait(&self.write_at(attempt.piece.offset), waited_ms, trouble);
+        }
         let mut state = self.state.lock();
         state.active -= 1;
-        attempt.not_before = self.shared.clock.mono().plus(delay_ms);
+        attempt.parked_until = Some(until);
         // Void if the session was lost meanwhile.
         if state.dirty.is_out(attempt.piece.ticket) {
             state.parked.push(attempt);
@@ -195,7 +196,8 @@ impl FileState {
         self.changed.notify_all();
     }
 
-    fn push_failed(&self, attempt: &Attempt, error: &FsError) {
+    fn push_failed(&self, attempt: Attempt, now: MonoMs, error: &FsError) {
+        attempt.patience.gives_up(&self.write_at(attempt.piece.offset), attempt.call.elapsed_ms(now), error);
         let mut state = self.state.lock();
         state.active -= 1;
         if self.piece_ends(&mut state, attempt.piece.ticket).is_some() {
@@ -244,30 +246,23 @@ impl FileState {
             self.changed.wait_for(&mut state, LOOK_AGAIN);
         }
     }
+}
 
-    /// Returns the location of a chunk to be written, allocated if there was none.
-    fn locate_for_write(&self, index: ChunkIndex) -> Result<Arc<Location>, FsError> {
-        loop {
-            let epoch = {
-                let state = self.state.lock();
-                if let Some(location) = state.locations.get(index) {
-                    return Ok(location);
-                }
-                state.locations.epoch()
-            };
-            let chunks = self.shared.backend.allocate_chunks(self.inode, index, 1)?;
-            let Some(location) = chunks.locations.into_iter().find(|location| location.index == index) else {
-                return Err(FsError::Protocol(format!("chunk {index} was asked for and not named")));
-            };
-            if location.is_hole() {
-                return Err(FsError::Protocol(format!("chunk {index} was not allocated")));
-            }
-            let mut state = self.state.lock();
-            self.note_attr_locked(&mut state, &chunks.attr);
-            if state.locations.epoch() == epoch {
-                return Ok(state.locations.remember(location));
-            }
-        }
+/// What the log calls the write of a piece.
+struct WriteAt {
+    inode: InodeId,
+    offset: u64,
+}
+
+impl std::fmt::Display for WriteAt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a write of inode {} at {}", self.inode, self.offset)
+    }
+}
+
+impl Attempt {
+    fn is_due(&self, now: MonoMs) -> bool {
+        self.parked_until.is_none_or(|until| until <= now)
     }
 }
 

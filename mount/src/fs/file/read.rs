@@ -6,17 +6,13 @@
 use std::sync::{Arc, LazyLock};
 
 use bytes::{Bytes, BytesMut};
+use dfs_proto::FsError;
 use dfs_proto::limits::DATA_BYTES_MAX;
-use dfs_proto::{ChunkIndex, FsError};
 
 use super::state::{FileState, Layout};
 use super::table::HandleId;
 use crate::cache::{Fetch, Found};
-use crate::core::{Location, Policy};
-use crate::remote::retry;
-
-/// Locations that are asked for together: 1 GiB of the default layout.
-const LOCATIONS_AT_ONCE: u32 = 16;
+use crate::core::Policy;
 
 /// What is read ahead is not worth more patience: whoever needs it asks for it again, with all of the policy's.
 const AHEAD_POLICY: Policy = Policy::Soft { ms: 500 };
@@ -155,9 +151,8 @@ impl FileState {
             let (index, within) = self.place(at);
             let chunk_end = at - u64::from(within) + self.chunk_size;
             let part = (end.min(chunk_end) - at).min(u64::from(DATA_BYTES_MAX));
-            let data = self.at_chunk_for(policy, "read", index, |location| {
-                self.shared.backend.read(location, within, part as u32)
-            })?;
+            let data =
+                self.at_chunk_for(policy, "read", index, |ask| self.shared.backend.read(ask, within, part as u32))?;
             pieces.push(match data {
                 Some(data) if !data.all_zero => data.bytes,
                 _ => zeros(part),
@@ -165,74 +160,6 @@ impl FileState {
             at += part;
         }
         Ok(())
-    }
-
-    /// Makes a call to the primary of a chunk until it succeeds or the policy gives up. `None`: there is no chunk.
-    pub(super) fn at_chunk<T>(
-        &self,
-        what: &str,
-        index: ChunkIndex,
-        call: impl Fn(&Location) -> Result<T, FsError>,
-    ) -> Result<Option<T>, FsError> {
-        self.at_chunk_for(self.shared.settings.policy, what, index, call)
-    }
-
-    fn at_chunk_for<T>(
-        &self,
-        policy: Policy,
-        what: &str,
-        index: ChunkIndex,
-        call: impl Fn(&Location) -> Result<T, FsError>,
-    ) -> Result<Option<T>, FsError> {
-        retry::run(
-            policy,
-            what,
-            |_| {
-                let Some(location) = self.locate(index)? else { return Ok(None) };
-                call(&location).map(Some).inspect_err(|_| self.state.lock().locations.forget(&location))
-            },
-            |error| self.shared.metrics.count_retry(error),
-        )
-    }
-
-    /// Returns where a chunk is, `None` if there is none.
-    fn locate(&self, index: ChunkIndex) -> Result<Option<Arc<Location>>, FsError> {
-        loop {
-            let (epoch, is_leaving) = {
-                let state = self.state.lock();
-                if let Some(location) = state.locations.get(index) {
-                    return Ok(Some(location));
-                }
-                let is_leaving = match &state.layout {
-                    Layout::Leaving { pushed, .. } if !pushed.contains(&index) => return Ok(None),
-                    Layout::Leaving { .. } => true,
-                    _ => false,
-                };
-                (state.locations.epoch(), is_leaving)
-            };
-            let backend = &self.shared.backend;
-            let chunks = if is_leaving {
-                // To the master these are no content yet: the way to them is the writer's.
-                backend.allocate_chunks(self.inode, index, 1)?
-            } else {
-                let first = index.0 - index.0 % LOCATIONS_AT_ONCE;
-                backend.get_chunks(self.inode, ChunkIndex(first), LOCATIONS_AT_ONCE)?
-            };
-            let mut state = self.state.lock();
-            self.note_attr_locked(&mut state, &chunks.attr);
-            if state.locations.epoch() == epoch {
-                // The answer is what the reply says of the chunk: what is kept may have made room already.
-                let mut answer = None;
-                // Holes are not kept: they fill up any moment.
-                for location in chunks.locations.into_iter().filter(|location| !location.is_hole()) {
-                    let location = state.locations.remember(location);
-                    if location.index == index {
-                        answer = Some(location);
-                    }
-                }
-                return Ok(answer);
-            }
-        }
     }
 }
 

@@ -260,9 +260,8 @@ impl FileState {
     fn zero_in_chunk(self: &Arc<Self>, from: u64, to: u64) -> Result<(), FsError> {
         let backend = &self.shared.backend;
         let (index, within) = self.place(from);
-        let number = backend.new_number();
-        let zeroed =
-            self.at_chunk("zero", index, |location| backend.zero(location, within, (to - from) as u32, number))?;
+        let id = backend.new_write();
+        let zeroed = self.at_chunk("zero", index, |ask| backend.zero(ask, within, (to - from) as u32, id))?;
         if zeroed.is_some() {
             let mut state = self.state.lock();
             state.acked.insert(index);

@@ -39,7 +39,13 @@ impl FileState {
             }
             lookups += 1;
             let count = (end - first).min(u64::from(LOCATIONS_MAX));
-            let chunks = self.shared.backend.get_chunks(self.inode, ChunkIndex(first as u32), count as u32)?;
+            let chunks = self.shared.backend.get_chunks(
+                self.shared.settings.policy,
+                self.inode,
+                ChunkIndex(first as u32),
+                count as u32,
+                None,
+            )?;
             let present: Vec<ChunkIndex> =
                 chunks.locations.iter().filter(|location| !location.is_hole()).map(|location| location.index).collect();
             let mut present = present.into_iter().peekable();
@@ -74,9 +80,8 @@ impl FileState {
         whence: Whence,
     ) -> Result<Option<u64>, FsError> {
         let (offset, length) = ((from - chunk_start) as u32, (to - from) as u32);
-        let extents = self
-            .at_chunk("seek", index, |location| self.shared.backend.extents(location, offset, length))?
-            .unwrap_or_default();
+        let extents =
+            self.at_chunk("seek", index, |ask| self.shared.backend.extents(ask, offset, length))?.unwrap_or_default();
         let mut at = from;
         for (start, length) in extents {
             let start = chunk_start + u64::from(start);

@@ -76,6 +76,6 @@ impl FileState {
 
     fn barrier(&self, index: ChunkIndex) -> Result<(), FsError> {
         // No chunk: it was cut off or punched since, and the master has that.
-        self.at_chunk("fsync", index, |location| self.shared.backend.barrier(location)).map(drop)
+        self.at_chunk("fsync", index, |ask| self.shared.backend.barrier(ask)).map(drop)
     }
 }

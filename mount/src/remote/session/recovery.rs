@@ -117,20 +117,15 @@ impl Session {
 
     /// Asks on this very connection, through `TryAgain`, for as long as a recovery may take.
     fn ask(&self, connection: &mut Connection, request: &pb::MetaRequest) -> Result<pb::MetaReply, FsError> {
-        retry::run(
-            Policy::Soft { ms: ANSWER_TIMEOUT.as_millis() as u64 },
-            "recover the session",
-            |_| {
-                let reply = exchange(connection, request, Instant::now() + ANSWER_TIMEOUT, &self.metrics);
-                // Not transient: after a wire error this connection is of no use.
-                let reply = reply.map_err(|error| FsError::Io(error.to_string()))?;
-                match reply.failure.clone() {
-                    Some(failure) => Err(failure.into()),
-                    None => Ok(reply),
-                }
-            },
-            |error| self.metrics.count_retry(error),
-        )
+        retry::run(Policy::Soft { ms: ANSWER_TIMEOUT.as_millis() as u64 }, "recover the session", &self.metrics, |_| {
+            let reply = exchange(connection, request, Instant::now() + ANSWER_TIMEOUT, &self.metrics);
+            // Not transient: after a wire error this connection is of no use.
+            let reply = reply.map_err(|error| FsError::Io(error.to_string()))?;
+            match reply.failure.clone() {
+                Some(failure) => Err(failure.into()),
+                None => Ok(reply),
+            }
+        })
         .map_err(|error| match error {
             FsError::Io(_) => FsError::TryAgain("the master did not answer"),
             other => other,
@@ -160,7 +155,7 @@ impl Session {
             "the master ended this mount's session: data that was not written yet is lost, and reported by fsync and close"
         );
         if let Some(OnLost(act)) = self.on_lost.get() {
-            act();
+            act(session);
         }
         let (mut connection, _) = self.dial(true)?;
         for batch in opens.chunks(OPENS_BATCH) {

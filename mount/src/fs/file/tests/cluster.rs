@@ -9,11 +9,11 @@ use dfs_proto::mode::without_set_id;
 use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, NodeId, Seq, UnixNanos, Version, unit};
 use parking_lot::{Condvar, Mutex};
 
-use crate::core::{Location, Replica};
+use crate::core::{Ask, Damage, Location, Policy, Replica, Trouble};
 use crate::fs::Attr;
 use crate::fs::attr::tests::attr as empty_file;
 use crate::fs::file::Backend;
-use crate::remote::{Chunks, CommitWrite, InlineData, ReadData};
+use crate::remote::{Chunks, CommitWrite, InlineData, ReadData, WriteId};
 
 pub(super) const CHUNK_LOG2: u32 = 16;
 pub(super) const CHUNK: u64 = 1 << CHUNK_LOG2;
@@ -53,6 +53,9 @@ struct Inner {
     next_inode: u64,
     seq: u64,
     number: u64,
+    generation: u64,
+    lost: Vec<NodeId>,
+    damage: Vec<Damage>,
     random: u64,
     faults: Faults,
     refusal: Option<FsError>,
@@ -78,7 +81,7 @@ pub(super) struct Cluster {
 
 enum Fate {
     Done,
-    Fails(FsError),
+    Fails(Trouble),
     AnswerLost,
 }
 
@@ -108,15 +111,15 @@ impl Inner {
 
     fn fate(&mut self, location: &Location) -> Fate {
         if let Some(error) = &self.refusal {
-            return Fate::Fails(error.clone());
+            return Fate::Fails(error.clone().into());
         }
         if self.is_silent {
-            return Fate::Fails(FsError::NoReplica("silence".into()));
+            return Fate::Fails(Trouble::Unanswered("silence".into()));
         }
         let current = self.files.values().flat_map(|file| file.chunks.values()).find(|chunk| chunk.0 == location.chunk);
         match current {
             Some((_, version)) if *version == location.version.0 => {}
-            _ => return Fate::Fails(FsError::Stale("another version")),
+            _ => return Fate::Fails(FsError::Stale("another version").into()),
         }
         let roll = self.roll();
         let faults = self.faults;
@@ -126,9 +129,9 @@ impl Inner {
                     chunk.1 += 1;
                 }
             }
-            Fate::Fails(FsError::Stale("moved just now"))
+            Fate::Fails(FsError::Stale("moved just now").into())
         } else if roll < faults.stale + faults.no_replica {
-            Fate::Fails(FsError::NoReplica("for now".into()))
+            Fate::Fails(FsError::NoReplica("for now".into()).into())
         } else if roll < faults.stale + faults.no_replica + faults.lost_answer {
             Fate::AnswerLost
         } else {
@@ -301,14 +304,28 @@ impl Backend for Cluster {
         Ok(InlineData { attr: file.attr.expect("has attributes"), content: file.content.clone().into() })
     }
 
-    fn get_chunks(&self, inode: InodeId, first: ChunkIndex, count: u32) -> Result<Chunks, FsError> {
+    fn get_chunks(
+        &self,
+        _within: Policy,
+        inode: InodeId,
+        first: ChunkIndex,
+        count: u32,
+        lost: Option<NodeId>,
+    ) -> Result<Chunks, FsError> {
         let mut inner = self.inner.lock();
         inner.get_chunks += 1;
+        inner.lost.extend(lost);
         let attr = inner.file(inode)?.attr.expect("has attributes");
         Ok(Chunks { locations: inner.locations(inode, first.0, count), attr })
     }
 
-    fn allocate_chunks(&self, inode: InodeId, first: ChunkIndex, count: u32) -> Result<Chunks, FsError> {
+    fn allocate_chunks(
+        &self,
+        _within: Policy,
+        inode: InodeId,
+        first: ChunkIndex,
+        count: u32,
+    ) -> Result<Chunks, FsError> {
         let mut inner = self.inner.lock();
         let mut made = false;
         for index in first.0..first.0 + count {
@@ -374,13 +391,18 @@ impl Backend for Cluster {
         Ok(())
     }
 
-    fn new_number(&self) -> u64 {
-        let mut inner = self.inner.lock();
-        inner.number += 1;
-        inner.number
+    fn report_damage(&self, _within: Policy, damage: &Damage) -> Result<(), FsError> {
+        self.inner.lock().damage.push(damage.clone());
+        Ok(())
     }
 
-    fn read(&self, location: &Location, offset: u32, length: u32) -> Result<ReadData, FsError> {
+    fn new_write(&self) -> WriteId {
+        let mut inner = self.inner.lock();
+        inner.number += 1;
+        WriteId { number: inner.number, generation: inner.generation }
+    }
+
+    fn read(&self, ask: &Ask, offset: u32, length: u32) -> Result<ReadData, Trouble> {
         let mut inner = self.inner.lock();
         inner.reads += 1;
         inner.reads_now += 1;
@@ -393,69 +415,72 @@ impl Backend for Cluster {
             }
         }
         inner.reads_now -= 1;
-        match inner.fate(location) {
+        match inner.fate(&ask.location) {
             Fate::Fails(error) => Err(error),
-            Fate::AnswerLost => Err(FsError::NoReplica("the answer was lost".into())),
+            Fate::AnswerLost => Err(Trouble::Unanswered("the answer was lost".into())),
             Fate::Done => {
-                let data = &inner.chunks[&location.chunk].data[offset as usize..(offset + length) as usize];
+                let data = &inner.chunks[&ask.location.chunk].data[offset as usize..(offset + length) as usize];
                 let all_zero = data.iter().all(|&byte| byte == 0);
                 Ok(ReadData { bytes: if all_zero { Bytes::new() } else { Bytes::copy_from_slice(data) }, all_zero })
             }
         }
     }
 
-    fn write(&self, location: &Location, offset: u32, data: &Bytes, crcs: &[u32], number: u64) -> Result<(), FsError> {
+    fn write(&self, ask: &Ask, offset: u32, data: &Bytes, crcs: &[u32], id: WriteId) -> Result<(), Trouble> {
         assert_eq!(unit::verify(offset, data, crcs), Ok(()));
         let mut inner = self.inner.lock();
         inner.writes += 1;
-        let fate = inner.fate(location);
+        if id.generation != inner.generation {
+            return Err(FsError::SessionLost.into());
+        }
+        let fate = inner.fate(&ask.location);
         if let Fate::Fails(error) = fate {
             return Err(error);
         }
         // The window of numbers: a write that is repeated is not applied again.
-        if inner.seen.insert((location.chunk, number)) {
-            let replicas = inner.chunks.get_mut(&location.chunk).expect("the location is good");
+        if inner.seen.insert((ask.location.chunk, id.number)) {
+            let replicas = inner.chunks.get_mut(&ask.location.chunk).expect("the location is good");
             replicas.data[offset as usize..offset as usize + data.len()].copy_from_slice(data);
         }
         match fate {
-            Fate::AnswerLost => Err(FsError::NoReplica("the answer was lost".into())),
+            Fate::AnswerLost => Err(Trouble::Unanswered("the answer was lost".into())),
             _ => Ok(()),
         }
     }
 
-    fn barrier(&self, location: &Location) -> Result<(), FsError> {
+    fn barrier(&self, ask: &Ask) -> Result<(), Trouble> {
         let mut inner = self.inner.lock();
         while inner.holds_barriers {
             self.changed.wait(&mut inner);
         }
         if let Some(error) = &inner.barrier_error {
-            return Err(error.clone());
+            return Err(error.clone().into());
         }
-        if let Fate::Fails(error) = inner.fate(location) {
+        if let Fate::Fails(error) = inner.fate(&ask.location) {
             return Err(error);
         }
         inner.barriers += 1;
-        let replicas = inner.chunks.get_mut(&location.chunk).expect("the location is good");
+        let replicas = inner.chunks.get_mut(&ask.location.chunk).expect("the location is good");
         replicas.durable = replicas.data.clone();
         Ok(())
     }
 
-    fn zero(&self, location: &Location, offset: u32, length: u32, _number: u64) -> Result<(), FsError> {
+    fn zero(&self, ask: &Ask, offset: u32, length: u32, _id: WriteId) -> Result<(), Trouble> {
         let mut inner = self.inner.lock();
-        if let Fate::Fails(error) = inner.fate(location) {
+        if let Fate::Fails(error) = inner.fate(&ask.location) {
             return Err(error);
         }
-        let replicas = inner.chunks.get_mut(&location.chunk).expect("the location is good");
+        let replicas = inner.chunks.get_mut(&ask.location.chunk).expect("the location is good");
         replicas.data[offset as usize..(offset + length) as usize].fill(0);
         Ok(())
     }
 
-    fn extents(&self, location: &Location, offset: u32, length: u32) -> Result<Vec<(u32, u32)>, FsError> {
+    fn extents(&self, ask: &Ask, offset: u32, length: u32) -> Result<Vec<(u32, u32)>, Trouble> {
         let mut inner = self.inner.lock();
-        if let Fate::Fails(error) = inner.fate(location) {
+        if let Fate::Fails(error) = inner.fate(&ask.location) {
             return Err(error);
         }
-        let data = &inner.chunks[&location.chunk].data;
+        let data = &inner.chunks[&ask.location.chunk].data;
         let mut extents: Vec<(u32, u32)> = Vec::new();
         for unit in offset / 4096..(offset + length).div_ceil(4096) {
             let at = (unit * 4096) as usize;
