@@ -10,12 +10,15 @@
 //! - chunk servers: [`node_table`], [`standing`], [`fences`], [`ring`], [`placement`]; what the caretaker asks for: [`care`]
 
 pub mod care;
+pub mod care_loop;
+pub mod census;
 pub mod drain;
-pub mod fleet;
 pub mod fences;
+pub mod fleet;
 pub mod ids;
 pub mod inventory;
 pub mod key;
+pub mod location;
 pub mod node_table;
 pub mod op;
 pub mod opens;

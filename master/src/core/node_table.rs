@@ -22,6 +22,7 @@
 //! - Nothing here reads a clock: `now` is an argument, and never goes back.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dfs_proto::limits::CHUNK_SIZE;
@@ -110,6 +111,8 @@ pub struct Space {
 pub struct Node {
     /// What it said of itself.
     pub facts: NodeFacts,
+    /// Where its data plane is, to be shared.
+    pub data_address: Arc<str>,
     /// The run of its process that holds the id; `None` until it has registered with this run of the master.
     pub boot: Option<BootSession>,
     /// When it was last heard of; `None` as for `boot`.
@@ -139,6 +142,7 @@ pub struct Node {
 impl Node {
     fn new(facts: NodeFacts) -> Self {
         Self {
+            data_address: Arc::from(facts.data_address.as_str()),
             facts,
             boot: None,
             last_seen: None,

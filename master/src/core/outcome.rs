@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dfs_proto::{ChunkIndex, InodeId, Kind, Name, Seq, SessionId};
+use dfs_proto::{ChunkIndex, InodeId, Kind, Name, NodeId, Seq, SessionId};
 
 use super::care::{Counters, CutIntent};
 use super::key::Key;
@@ -27,6 +27,8 @@ pub struct Outcome {
     pub purgeable: Vec<InodeId>,
     /// The log up to here must be durable before the caller is told; 0 if that does not matter.
     pub durable_first: Seq,
+    /// Others are given the roles of this server, if its run can be ended at this moment; else nothing happens.
+    pub ends_run: Option<NodeId>,
     inodes: Vec<Arc<Inode>>,
     writes: Vec<(Key, Option<Record>)>,
 }
@@ -103,6 +105,7 @@ impl Outcome {
             cut: None,
             purgeable: Vec::new(),
             durable_first: Seq(0),
+            ends_run: None,
             inodes: Vec::new(),
             writes: Vec::new(),
         }

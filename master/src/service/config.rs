@@ -32,6 +32,12 @@ pub struct MasterConfig {
     pub session_ms: u64,
     /// How long a restarted master waits for its sessions to come back before it takes new work.
     pub reclaim_window_ms: u64,
+    /// How long a replica of a chunk that the master does not know is kept.
+    pub unknown_grace_ms: u64,
+    /// What each chunk server may copy, in bytes a second, to fill and repair replicas.
+    pub repair_bytes_per_second: u64,
+    /// What each chunk server may read, in bytes a second, to check replicas.
+    pub scrub_bytes_per_second: u64,
 }
 
 impl Default for MasterConfig {
@@ -49,6 +55,9 @@ impl Default for MasterConfig {
             sync_interval_ms: 5,
             session_ms: 60_000,
             reclaim_window_ms: 3_000,
+            unknown_grace_ms: 60_000,
+            repair_bytes_per_second: 100 << 20,
+            scrub_bytes_per_second: 20 << 20,
         }
     }
 }

@@ -11,20 +11,23 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use dfs_proto::env::Clock;
-use dfs_proto::{ChunkId, FsError, InodeId, MonoMs, NodeId, Seq, SessionId, UnixNanos};
-use parking_lot::RwLock;
+use dfs_proto::{BootSession, ChunkId, FsError, InodeId, MonoMs, NodeId, Seq, SessionId, UnixNanos};
+use parking_lot::{Mutex, RwLock};
 
 use super::Observer;
+use super::control::Control;
 use super::durability::Durability;
 use super::records::{CACHED_RECORDS_MAX, RecordStore};
 use crate::core::care::{Counters, CutIntent};
 use crate::core::ids::FreshIds;
+use crate::core::inventory::Inventory;
 use crate::core::key::{Key, Range};
 use crate::core::node_table::{NodeTable, Space};
 use crate::core::op;
 use crate::core::opens::Opens;
+use crate::core::orders::Orders;
 use crate::core::outcome::{Body, OpenChange, Outcome};
-use crate::core::record::{IdMarks, Record, StoredCounters};
+use crate::core::record::{IdMarks, Node, Record, StoredCounters};
 use crate::core::request::{Call, Replay, Request, SessionOpen};
 use crate::core::session::{KeptReply, REPLIES_MAX, ReclaimWindow, Reply, Sessions};
 use crate::core::standing::Standing;
@@ -48,18 +51,20 @@ pub struct Answer {
     pub durable_max: Option<Seq>,
     /// What to finish before the caller is told.
     pub cut: Option<CutIntent>,
+    /// For each chunk of the reply, the run of its primary that it may be granted to; 0: none.
+    pub boots: Vec<BootSession>,
 }
 
 impl Answer {
     /// Returns the answer to a call that failed.
     pub fn failed(error: FsError) -> Self {
-        Self { result: Err(error), durable_first: Seq(0), durable_max: None, cut: None }
+        Self { result: Err(error), durable_first: Seq(0), durable_max: None, cut: None, boots: Vec::new() }
     }
 
     /// The answer to work that hands its result over itself.
     pub fn nothing() -> Self {
         let reply = Reply { seq: Seq(0), time: UnixNanos(0), body: Body::Done };
-        Self { result: Ok(reply), durable_first: Seq(0), durable_max: None, cut: None }
+        Self { result: Ok(reply), durable_first: Seq(0), durable_max: None, cut: None, boots: Vec::new() }
     }
 }
 
@@ -72,6 +77,10 @@ pub struct Settings {
     pub session_ms: u64,
     /// How long a restart waits for the sessions it knew.
     pub reclaim_window_ms: u64,
+    /// How long a replica of no known chunk is kept.
+    pub unknown_grace_ms: u64,
+    /// A random number.
+    pub seed: u64,
 }
 
 /// The state that only one thread at a time touches.
@@ -90,7 +99,7 @@ pub struct MasterState {
     pub(crate) sessions_checked: Option<MonoMs>,
     pub(crate) settings: Settings,
     pub(crate) clock: Arc<dyn Clock>,
-    nodes: Arc<RwLock<NodeTable>>,
+    pub(super) control: Control,
     durability: Arc<Durability>,
     observer: Arc<dyn Observer>,
     unsettled: Unsettled,
@@ -154,6 +163,11 @@ impl MasterState {
             None => Counters::default(),
         };
         let now = clock.mono();
+        let control = Control {
+            nodes,
+            orders: Arc::new(Mutex::new(Orders::new(settings.seed))),
+            inventory: Arc::new(Mutex::new(Inventory::new(settings.unknown_grace_ms))),
+        };
         let mut owner = Self {
             records,
             sessions: Sessions::default(),
@@ -166,7 +180,7 @@ impl MasterState {
             sessions_checked: None,
             settings,
             clock,
-            nodes,
+            control,
             durability,
             observer,
             unsettled: Unsettled::default(),
@@ -178,12 +192,12 @@ impl MasterState {
             requests_in_batch: 0,
         };
         owner.last_seq = owner.begun_at();
-        owner.nodes.write().begin(now);
+        owner.control.nodes.write().begin(now);
         owner.load_sessions(now)?;
         for (key, record) in owner.records.read_range(&Range::nodes())? {
             if let (Key::Node(id), Record::Node(node)) = (key, record) {
                 owner.nodes_on_record.insert(node.facts.server_id, id);
-                owner.nodes.write().note_record(id, &node);
+                owner.control.nodes.write().note_record(id, &node);
             }
         }
         for (key, _) in owner.records.read_range(&Range::orphans())? {
@@ -196,6 +210,23 @@ impl MasterState {
         owner.internal(|view| op::make_root(view, wall)).map_err(|error| StoreError::Corrupt(error.to_string()))?;
         owner.sync()?;
         Ok(owner)
+    }
+
+    /// Returns the record of node `id`.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Io`].
+    pub(super) fn node_record(&mut self, id: NodeId) -> Result<Option<Arc<Node>>, FsError> {
+        let mut found = None;
+        self.internal(|view| {
+            found = view.find(&Key::Node(id))?;
+            Ok(Outcome::new(view))
+        })?;
+        Ok(found.and_then(|record| match record {
+            Record::Node(node) => Some(node),
+            _ => None,
+        }))
     }
 
     fn load_sessions(&mut self, now: MonoMs) -> Result<(), StoreError> {
@@ -226,7 +257,7 @@ impl MasterState {
 
     /// Returns the chunk servers.
     pub fn nodes(&self) -> &Arc<RwLock<NodeTable>> {
-        &self.nodes
+        &self.control.nodes
     }
 
     /// Returns the highest position that an earlier run can have told anybody.
@@ -256,6 +287,8 @@ impl MasterState {
             Request::SessionOpen(request) => self.open_session(call, request),
             _ => self.perform_in_session(call),
         };
+        let mut answer = answer;
+        self.prepare_chunks(&mut answer);
         self.records.end_of_operation();
         answer
     }
@@ -319,7 +352,13 @@ impl MasterState {
             {
                 self.opens.add(call.session, inode.id, 1);
             }
-            return Answer { result: Ok(reply), durable_first: Seq(0), durable_max: None, cut: None };
+            return Answer {
+                result: Ok(reply),
+                durable_first: Seq(0),
+                durable_max: None,
+                cut: None,
+                boots: Vec::new(),
+            };
         }
         if call.number > 0 && session.replies.len() >= REPLIES_MAX {
             return Answer::failed(FsError::TryAgain("too many replies are not acknowledged"));
@@ -335,7 +374,7 @@ impl MasterState {
                 let durable_first = outcome.durable_first.max(seen);
                 let cut = outcome.cut.clone();
                 let reply = self.apply(call, outcome, now);
-                Answer { result: Ok(reply), durable_first, durable_max: None, cut }
+                Answer { result: Ok(reply), durable_first, durable_max: None, cut, boots: Vec::new() }
             }
             Err(error) => Answer { durable_first: seen, ..Answer::failed(error) },
         }
@@ -349,7 +388,7 @@ impl MasterState {
         mut operation: impl FnMut(&View<'_>) -> Result<Outcome, Stop>,
     ) -> (Result<Outcome, FsError>, Seq) {
         for _ in 0..ROUNDS_MAX {
-            let cluster = ClusterNow { nodes: &self.nodes, now: self.clock.mono() };
+            let cluster = ClusterNow { nodes: &self.control.nodes, now: self.clock.mono() };
             let view = View::new(
                 &self.records,
                 session,
@@ -461,6 +500,12 @@ impl MasterState {
         let (result, _) = self.run(SessionId(0), None, operation);
         self.records.end_of_operation();
         let outcome = result?;
+        if let Some(lost) = outcome.ends_run {
+            let now = self.clock.mono();
+            if !self.control.nodes.write().end_run(lost, now) {
+                return Err(FsError::TryAgain("a server that seemed lost is there again"));
+            }
+        }
         let applied = Applied { durable_first: outcome.durable_first, totals: outcome.totals };
         self.apply_outcome(SessionId(0), outcome, true);
         Ok(applied)
@@ -488,7 +533,7 @@ impl MasterState {
             }
             tracing::info!(session = %session, host = request.host, mount_point = request.mount_point, "session opened");
         }
-        Answer { result: Ok(reply), durable_first, durable_max: None, cut: None }
+        Answer { result: Ok(reply), durable_first, durable_max: None, cut: None, boots: Vec::new() }
     }
 
     /// Ends a session: its replies go, and what it alone held open is let go.
@@ -509,7 +554,7 @@ impl MasterState {
             Ok(outcome)
         });
         let reply = |_| Reply { seq: self.last_seq, time: now, body: Body::Done };
-        Answer { result: applied.map(reply), durable_first: Seq(0), durable_max: None, cut: None }
+        Answer { result: applied.map(reply), durable_first: Seq(0), durable_max: None, cut: None, boots: Vec::new() }
     }
 
     /// Ends all service, and returns what callers are told.

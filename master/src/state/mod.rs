@@ -12,14 +12,20 @@
 
 #![allow(clippy::disallowed_methods, reason = "how long commits take is measured; nothing is decided by it")]
 
+mod control;
 mod durability;
 mod master;
+mod nodes;
 mod records;
+mod replica_sets;
 
 use std::time::Duration;
 
+pub use control::{Control, Pulse, PulseReply, Report};
 pub use durability::Durability;
 pub use master::{Answer, Applied, MasterState, Settings};
+pub use nodes::{Registered, Registration};
+pub use replica_sets::{ChangeReply, Granted};
 
 /// Who wants to know how the state works: metrics.
 pub trait Observer: Send + Sync {

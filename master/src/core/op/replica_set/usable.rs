@@ -51,6 +51,7 @@ pub(super) fn change_primary(
 ) -> Result<Arc<Chunk>, Stop> {
     let lost = found.chunk.primary;
     if set.primary != lost && view.cluster.standing(lost).is_lease_over {
+        outcome.ends_run = Some(lost);
         end_run(view, outcome, lost)?;
     }
     let chunk = change_set::put(view, outcome, found, set);
