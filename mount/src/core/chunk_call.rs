@@ -18,10 +18,12 @@
 //! | `Stale` | look up and ask at once, eight times in a row; then with pauses, since something else is wrong |
 //! | nobody answers | look up at once, naming the primary as lost; a pause if it is still the same |
 //! | `NoReplica`, `TimedOut` | look up at once; a pause if it is still the same |
-//! | `TryAgain` | a pause; look up every second time |
+//! | `TryAgain`, `UnknownSession` | a pause; look up every second time |
 //! | `Corrupt` | look up, reporting the damage: another primary may have a good copy. Final if the replica set is the same |
-//! | `UnknownSession` | final: the master ended the session, and its servers know |
 //! | any other | final |
+//!
+//! `UnknownSession` passes like the rest: the mount learns from the master that its session was lost and opens another one.
+//! A write of the old one is refused by then (`SessionLost`), a read goes on.
 //!
 //! What is asked is the caller's: every attempt of a write carries the same client and number, whoever is asked, so that
 //! it is applied once.
@@ -257,7 +259,7 @@ impl ChunkCall {
     fn failed(&mut self, now: MonoMs, location: Arc<Location>, trouble: Trouble) -> Step {
         self.trouble = Some(trouble.clone());
         let is_stale = matches!(trouble, Trouble::Refused(FsError::Stale(_)));
-        let is_again = matches!(trouble, Trouble::Refused(FsError::TryAgain(_)));
+        let is_again = matches!(trouble, Trouble::Refused(FsError::TryAgain(_) | FsError::UnknownSession));
         self.stale = if is_stale { self.stale + 1 } else { 0 };
         self.again = if is_again { self.again + 1 } else { 0 };
         match trouble {
@@ -266,8 +268,13 @@ impl ChunkCall {
                 self.look_up(now, Some(location), Then::Ask)
             }
             Trouble::Refused(FsError::Stale(_)) => self.wait_to_look(now, location),
-            Trouble::Refused(FsError::TryAgain(_)) if self.again.is_multiple_of(2) => self.wait_to_look(now, location),
-            Trouble::Refused(FsError::TryAgain(_)) => self.wait_to_ask(now, location),
+            Trouble::Refused(FsError::TryAgain(_) | FsError::UnknownSession) => {
+                if self.again.is_multiple_of(2) {
+                    self.wait_to_look(now, location)
+                } else {
+                    self.wait_to_ask(now, location)
+                }
+            }
             Trouble::Refused(FsError::NoReplica(_) | FsError::TimedOut(_)) => {
                 self.look_up(now, Some(location), Then::AskOther)
             }
@@ -277,7 +284,6 @@ impl ChunkCall {
                 }
                 self.look_up(now, Some(location), Then::AskOther)
             }
-            Trouble::Refused(FsError::UnknownSession) => self.give_up(FsError::SessionLost),
             Trouble::Refused(error) => self.give_up(error),
         }
     }

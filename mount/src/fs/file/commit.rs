@@ -46,7 +46,7 @@ impl FileState {
     pub(super) fn settle(self: &Arc<Self>) -> Result<bool, FsError> {
         let mut pushed_more = false;
         loop {
-            if !self.push_all() {
+            if !self.push_all()? {
                 return Ok(pushed_more);
             }
             let order = self.lock_order()?;
@@ -59,7 +59,7 @@ impl FileState {
 
     /// As [`Self::settle`], for a caller who holds `order`.
     pub(super) fn settle_ordered(self: &Arc<Self>, order: &MutexGuard<'_, ()>) -> Result<(), FsError> {
-        while self.push_all() {
+        while self.push_all()? {
             if self.commit(order)? == Committed::Done {
                 break;
             }
@@ -69,19 +69,23 @@ impl FileState {
 
     /// Pushes what was written before this call; inline content is left to the commit. Returns whether there is
     /// anything to commit.
-    pub(super) fn push_all(self: &Arc<Self>) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` if that takes longer than the policy grants: the rest stays buffered, and its pushes go on.
+    pub(super) fn push_all(self: &Arc<Self>) -> Result<bool, FsError> {
         let mark = {
             let mut state = self.state.lock();
             if state.is_clean() {
-                return false;
+                return Ok(false);
             }
             if state.layout.is_inline() {
-                return true;
+                return Ok(true);
             }
             state.dirty.mark()
         };
-        self.push_until(mark);
-        true
+        self.push_until(mark)?;
+        Ok(true)
     }
 
     /// Commits what is on the replicas, or the inline content.

@@ -17,6 +17,9 @@ use crate::remote::{Patience, WriteId};
 /// Waiters look again after this even if nobody woke them: a guard, not a clock.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
 
+/// A flush lets pieces that began after it come to their own ends: then every handle is told of them, and once.
+const GRACE_MS: u64 = 1_000;
+
 /// One piece and the attempts to push it.
 pub(super) struct Attempt {
     piece: Sealed,
@@ -215,12 +218,20 @@ impl FileState {
     }
 
     /// Returns when nothing written before `mark` is buffered any more: pushed, or given up (and kept as an error).
-    pub(super) fn push_until(self: &Arc<Self>, mark: Mark) {
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` if the policy grants no more time.
+    pub(super) fn push_until(self: &Arc<Self>, mark: Mark) -> Result<(), FsError> {
+        let deadline = self.shared.settings.policy.deadline(self.shared.clock.mono().plus(GRACE_MS));
         loop {
             let now = self.shared.clock.mono();
             let mut state = self.state.lock();
             if state.dirty.is_clean_to(mark) {
-                return;
+                return Ok(());
+            }
+            if deadline.is_some_and(|deadline| now > deadline) {
+                return Err(FsError::TimedOut("the chunk servers"));
             }
             state.push_to = state.push_to.max(mark);
             match self.take_piece(&mut state, now) {

@@ -384,7 +384,7 @@ impl FileState {
         }
     }
 
-    /// Drops everything buffered: it can never be written.
+    /// Drops everything buffered: it can never be written. What is on replicas has still to be synced by the next fsync.
     pub(super) fn abandon(&self, state: &mut State, error: &FsError) {
         if !state.is_clean() {
             self.record_error(state, error);
@@ -403,7 +403,6 @@ impl FileState {
         state.commit_wanted = false;
         state.mtime = None;
         state.kill_suid_sgid = false;
-        state.unsynced.clear();
         state.locations.forget_from(ChunkIndex(0));
         self.invalidate_ahead(state, 0, u64::MAX);
         state.layout = match state.layout {

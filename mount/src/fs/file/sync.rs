@@ -12,6 +12,7 @@ use dfs_proto::{ChunkIndex, FsError};
 
 use super::state::FileState;
 use super::table::HandleId;
+use crate::core::{SyncPlan, SyncStep};
 
 /// Barriers that are on their way at once.
 const BARRIERS_AT_ONCE: usize = 8;
@@ -25,27 +26,42 @@ impl FileState {
         settled.map(drop)
     }
 
-    /// Cost: the pushes; a barrier for each chunk; the commit and the master's sync. In this order, so that a size that
-    /// is on stable media never covers bytes that are not.
+    /// Cost: the pushes; a barrier for each chunk; the commit and the master's sync; in the order of [`SyncPlan`].
     pub(super) fn fsync(self: &Arc<Self>, handle: HandleId) -> Result<(), FsError> {
-        self.push_all();
+        let mut plan = SyncPlan::default();
+        if plan.step() == SyncStep::Push {
+            // Side by side, so that one barrier serves all that is pushed while somebody else syncs.
+            self.push_all()?;
+            // With bytes lost, nothing that follows makes this a success.
+            self.take_error(handle)?;
+            plan.succeeded(false);
+        }
         let sync = self.lock_within(&self.sync)?;
-        let unsynced = std::mem::take(&mut self.state.lock().unsynced);
-        let synced = self.barriers(&unsynced).and_then(|()| self.sync_master());
+        let synced = self.follow(plan);
         drop(sync);
         // A push that failed is the better answer than what failed after it.
         self.take_error(handle)?;
         synced
     }
 
-    /// Commits, and waits until the master has that on stable media.
-    fn sync_master(self: &Arc<Self>) -> Result<(), FsError> {
-        if self.settle()? {
-            let unsynced = std::mem::take(&mut self.state.lock().unsynced);
-            self.barriers(&unsynced)?;
+    fn follow(self: &Arc<Self>, mut plan: SyncPlan) -> Result<(), FsError> {
+        loop {
+            let mut pushed_more = false;
+            match plan.step() {
+                SyncStep::Push => drop(self.push_all()?),
+                SyncStep::Barriers => {
+                    let unsynced = std::mem::take(&mut self.state.lock().unsynced);
+                    self.barriers(&unsynced)?;
+                }
+                SyncStep::Commit => pushed_more = self.settle()?,
+                SyncStep::SyncMaster => {
+                    let seq = self.state.lock().attr.seq;
+                    self.shared.backend.sync_to(seq)?;
+                }
+                SyncStep::Done => return Ok(()),
+            }
+            plan.succeeded(pushed_more);
         }
-        let seq = self.state.lock().attr.seq;
-        self.shared.backend.sync_to(seq)
     }
 
     /// Sends a barrier to each of the chunks. If one fails, nothing is known to be durable.

@@ -283,6 +283,21 @@ impl Cluster {
         self.changed.notify_all();
     }
 
+    /// Writes of before are refused from now on.
+    pub(super) fn begin_session(&self) {
+        self.inner.lock().generation += 1;
+    }
+
+    /// Primaries that were named as lost, each time.
+    pub(super) fn lost(&self) -> Vec<NodeId> {
+        self.inner.lock().lost.clone()
+    }
+
+    /// Damage that was reported.
+    pub(super) fn damage(&self) -> Vec<Damage> {
+        self.inner.lock().damage.clone()
+    }
+
     /// Barriers that are done.
     pub(super) fn barriers(&self) -> u64 {
         self.inner.lock().barriers

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod durability;
+mod errors;
 mod locations;
 mod model;
 mod stress;
@@ -22,6 +23,7 @@ use crate::metrics::Metrics;
 struct Mount {
     cluster: Arc<Cluster>,
     table: Arc<FileTable>,
+    metrics: Arc<Metrics>,
 }
 
 fn settings() -> FileSettings {
@@ -31,8 +33,15 @@ fn settings() -> FileSettings {
 impl Mount {
     fn new(cluster: &Arc<Cluster>, settings: FileSettings) -> Self {
         let backend: Arc<Cluster> = Arc::clone(cluster);
-        let table = FileTable::new(backend, Arc::new(SystemClock), settings, Arc::new(Metrics::new()));
-        Self { cluster: Arc::clone(cluster), table }
+        let metrics = Arc::new(Metrics::new());
+        let table = FileTable::new(backend, Arc::new(SystemClock), settings, Arc::clone(&metrics));
+        Self { cluster: Arc::clone(cluster), table, metrics }
+    }
+
+    /// The master ends the session; the mount opens another one.
+    fn lose_session(&self) {
+        self.table.session_lost();
+        self.cluster.begin_session();
     }
 
     fn open(&self, inode: InodeId) -> HandleId {
