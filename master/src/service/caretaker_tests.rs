@@ -17,6 +17,7 @@ use crate::core::care::NodeFacts;
 use crate::core::node_table::Disk;
 use crate::core::outcome::Body;
 use crate::core::request::{Call, Make, Request, SessionOpen};
+use crate::state::Registration;
 use crate::store::memory::MemoryStore;
 
 /// Stands still until it is set on.
@@ -87,9 +88,9 @@ impl Bench {
                 data_address: format!("127.0.0.1:{}", 7_100 + u16::from(server)),
                 ..NodeFacts::default()
             };
-            let id = bench.shared.executor.register_node(&facts).expect("registers");
             let disk = Disk { capacity_bytes: 1 << 40, free_bytes: 1 << 40, ..Disk::default() };
-            bench.shared.nodes.write().register(id, facts, BOOT, vec![disk], bench.clock.mono());
+            let registration = Registration { facts, boot: BOOT, is_suspect: false, disks: vec![disk] };
+            bench.shared.executor.register(registration).expect("registers");
         }
         let open = SessionOpen { client_id: vec![9; 16].into(), ..SessionOpen::default() };
         let Body::Session { session, .. } = bench.call(Request::SessionOpen(open)) else { panic!("no session") };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dfs_proto::wire::{Connection, FrameKind, Identity, Listener, Peer, WireError, accept_hello, op_name, pb};
-use dfs_proto::{FsError, NodeId, Seq, SessionId};
+use dfs_proto::{BootSession, FsError, NodeId, Seq, SessionId};
 
 use super::decode::{self, Asked};
 use super::{Shared, cut, grants};
@@ -151,18 +151,18 @@ impl Client<'_> {
                 tracing::warn!(inode = %intent.inode, %error, "a truncate or punch is left to the caretaker");
             }
             let result = answered.result.and_then(|reply| {
-                let locations = self.locations(&reply.body)?;
+                let locations = self.locations(&reply.body, &answered.boots)?;
                 Ok((reply, locations))
             });
             return (result, answered.durable);
         }
     }
 
-    fn locations(&self, body: &Body) -> Result<Vec<pb::ChunkLocation>, FsError> {
+    fn locations(&self, body: &Body, boots: &[BootSession]) -> Result<Vec<pb::ChunkLocation>, FsError> {
         let Body::Chunks { inode, chunks } = body else { return Ok(Vec::new()) };
-        let place = |(index, chunk): &(dfs_proto::ChunkIndex, Option<Arc<crate::core::record::Chunk>>)| {
-            grants::location(self.shared, inode.id, *index, inode.chunk_size_log2, chunk.as_deref())
-        };
-        chunks.iter().map(place).collect()
+        let placed = chunks.iter().zip(boots);
+        placed
+            .map(|((index, chunk), boot)| grants::location(self.shared, inode, *index, chunk.as_deref(), *boot))
+            .collect()
     }
 }

@@ -1,18 +1,17 @@
 //! What a truncate or punch has left to do: chunks dropped in bounded batches, the rest of a chunk zeroed by its primary,
 //! inline content copied into a chunk.
 
-use std::sync::Arc;
 use std::time::Instant;
 
+use dfs_proto::replica_set::{Grant, Home};
 use dfs_proto::wire::pb::{self, data_request};
 use dfs_proto::{ChunkIndex, FsError, InodeId, Seq, SessionId, unit};
 
+use super::Shared;
 use super::care_calls::CutStep;
 use super::data_plane::{CallFailed, retry};
-use super::{Shared, grants};
 use crate::core::care::CutIntent;
 use crate::core::outcome::Body;
-use crate::core::record::Chunk;
 use crate::core::request::{Call, CommitWrite, Request};
 
 /// Does what is left of `cut`, which nobody has worked at yet. One that is done already, or whose file is gone, is
@@ -43,30 +42,22 @@ enum Earlier {
     MayStillRun,
 }
 
-/// A chunk and where it is.
-struct Target {
-    inode: InodeId,
-    index: ChunkIndex,
-    chunk_size_log2: u32,
-    chunk: Arc<Chunk>,
-}
-
 fn finish_after(shared: &Shared, cut: &CutIntent, earlier: Earlier) -> Result<(), FsError> {
     // A truncate that a power cut takes back must find its data.
     shared.executor.wait_durable(Seq(cut.number))?;
     let deadline = Instant::now() + shared.deadlines.cut;
-    let (zero, target) = loop {
+    let (zero, home) = loop {
         match shared.executor.cut_step(cut)? {
             CutStep::Done => return Ok(()),
             CutStep::Dropped if Instant::now() < deadline => {}
             CutStep::Dropped => return Err(FsError::TryAgain("many chunks are being dropped")),
-            CutStep::Zero { zero, chunk_size_log2, chunk } => {
-                break (zero, Target { inode: cut.inode, index: zero.index, chunk_size_log2, chunk });
+            CutStep::Zero(zero) => {
+                break (zero, Home { inode: cut.inode, index: zero.index });
             }
         }
     };
     let body = pb::Zero { offset: zero.from, length: zero.to - zero.from, client: shared.boot.0, number: cut.number };
-    deliver(shared, target, earlier, deadline, &data_request::Body::Zero(body), &[])?;
+    deliver(shared, home, earlier, deadline, &data_request::Body::Zero(body), &[])?;
     shared.executor.cut_done(cut)
 }
 
@@ -77,27 +68,29 @@ fn finish_after(shared: &Shared, cut: &CutIntent, earlier: Earlier) -> Result<()
 /// servers refuse whatever comes with the old version.
 fn deliver(
     shared: &Shared,
-    mut target: Target,
+    home: Home,
     mut earlier: Earlier,
     deadline: Instant,
     body: &data_request::Body,
     payload: &[u8],
 ) -> Result<(), FsError> {
     retry(deadline, || {
-        let address = primary(shared, &target)?;
+        let Some(mut granted) = granted(shared, home)? else { return Ok(()) };
         if earlier == Earlier::MayStillRun {
-            let Some(raised) = shared.executor.raise_version(target.inode, target.index)? else { return Ok(()) };
-            target.chunk = raised;
+            if shared.executor.raise_version(home.inode, home.index)?.is_none() {
+                return Ok(());
+            }
+            let Some(raised) = self::granted(shared, home)? else { return Ok(()) };
+            granted = raised;
         }
-        let location =
-            grants::location(shared, target.inode, target.index, target.chunk_size_log2, Some(&target.chunk))?;
         let request = pb::DataRequest {
-            chunk: target.chunk.id.0,
-            version: target.chunk.version.0,
-            grant: location.grant,
+            chunk: granted.chunk.0,
+            version: granted.version.0,
+            grant: shared.grant_key.seal(&granted),
             body: Some(body.clone()),
         };
-        match shared.data.call(&address, &request, payload, deadline) {
+        let primary = granted.members.first().map_or("", |member| &member.address);
+        match shared.data.call(primary, &request, payload, deadline) {
             Ok(_) => Ok(()),
             Err(CallFailed { error, may_still_run }) => {
                 earlier = if may_still_run { Earlier::MayStillRun } else { Earlier::Nothing };
@@ -107,17 +100,19 @@ fn deliver(
     })
 }
 
-/// Returns the address of the primary.
+/// Returns a grant of the chunk at `home`, whose primary is there; `None` if there is no such chunk.
 ///
 /// # Errors
 ///
-/// [`FsError::NoReplica`] if it holds no lease: it would refuse, and no version need be raised to learn that.
-fn primary(shared: &Shared, target: &Target) -> Result<String, FsError> {
-    let node = target.chunk.primary;
-    let location = shared.nodes.read().location(node, shared.clock.mono());
-    match location {
-        Some(location) if location.lease_valid => Ok(location.address),
-        _ => Err(FsError::NoReplica(format!("chunk {}: its primary, node {node}, is away", target.chunk.id))),
+/// [`FsError::NoReplica`] if the primary holds no lease: it would refuse, and no version need be raised to learn that.
+fn granted(shared: &Shared, home: Home) -> Result<Option<Grant>, FsError> {
+    let Some(granted) = shared.executor.grant(home)? else { return Ok(None) };
+    let Grant { chunk, primary, primary_boot, .. } = granted.grant;
+    let standing = shared.nodes.read().standing(primary, shared.clock.mono());
+    if standing.is_online && standing.boot == primary_boot {
+        Ok(Some(granted.grant))
+    } else {
+        Err(FsError::NoReplica(format!("chunk {chunk}: its primary, node {primary}, is away")))
     }
 }
 
@@ -135,13 +130,10 @@ pub(super) fn leave_inline(shared: &Shared, session: SessionId, inode: InodeId) 
         return Ok(());
     }
     let (first, deadline) = (ChunkIndex(0), Instant::now() + shared.deadlines.cut);
-    let chunk = retry(deadline, || match ask(Request::AllocateChunks { inode, first, count: 1 })? {
-        Body::Chunks { mut chunks, .. } => chunks.pop().and_then(|(_, chunk)| chunk).ok_or_else(unexpected),
-        _ => Err(unexpected()),
-    })?;
-    let target = Target { inode, index: first, chunk_size_log2: file.chunk_size_log2, chunk };
+    retry(deadline, || ask(Request::AllocateChunks { inode, first, count: 1 }))?;
+    let home = Home { inode, index: first };
     let write = pb::Write { offset: 0, crcs: unit::checksums(0, &content), client: shared.boot.0, number: file.seq.0 };
-    deliver(shared, target, Earlier::Nothing, deadline, &data_request::Body::Write(write), &content)?;
+    deliver(shared, home, Earlier::Nothing, deadline, &data_request::Body::Write(write), &content)?;
     let commit = CommitWrite {
         inode,
         end: content.len() as u64,

@@ -21,7 +21,7 @@ use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use dfs_proto::env::Clock;
-use dfs_proto::{FsError, Seq};
+use dfs_proto::{BootSession, FsError, Seq};
 use parking_lot::{Mutex, RwLock};
 
 pub use super::care_calls::Info;
@@ -31,7 +31,7 @@ use crate::core::node_table::NodeTable;
 use crate::core::request::Call;
 use crate::core::session::Reply;
 use crate::service::config::MasterConfig;
-use crate::state::{Answer, Durability, MasterState, Observer, Settings};
+use crate::state::{Answer, Control, Durability, MasterState, Observer, Settings};
 use crate::store::{MetaStore, StoreError};
 
 /// Most requests in one batch: bounds the time until the first of them is answered.
@@ -75,6 +75,8 @@ pub struct Answered {
     pub durable: Seq,
     /// What must be finished before the mount is told.
     pub cut: Option<CutIntent>,
+    /// For each chunk of the reply, the run of its primary that it may be granted to; 0: none.
+    pub boots: Vec<BootSession>,
 }
 
 /// Runs requests against the records, one at a time, in batches. Every method blocks (milliseconds at most): callers
@@ -85,6 +87,7 @@ pub struct Executor {
     /// Copied after each batch, to be read without waiting for the state.
     counters: Mutex<Counters>,
     durability: Arc<Durability>,
+    control: Control,
     /// Where the log stood when this run began: positions up to here, or in the gap above it, are of earlier runs.
     begun_at: Seq,
     syncer: Mutex<Option<JoinHandle<()>>>,
@@ -120,6 +123,7 @@ impl Executor {
             .map_err(|error| StoreError::Engine(format!("no thread for syncing: {error}")))?;
         Ok(Arc::new(Self {
             begun_at: state.begun_at(),
+            control: state.control().clone(),
             queue: Mutex::default(),
             counters: Mutex::new(state.counters),
             state: Mutex::new(state),
@@ -137,6 +141,7 @@ impl Executor {
             result: waited.and(answer.result),
             durable: answer.durable_max.map_or(durable, |max| durable.min(max)),
             cut: answer.cut,
+            boots: answer.boots,
         }
     }
 
@@ -167,6 +172,11 @@ impl Executor {
     /// As [`Self::wait_durable`].
     pub fn wait_durable_for_mount(&self, seq: Seq) -> Result<(), FsError> {
         self.wait_durable(if seq <= self.begun_at { Seq(0) } else { seq })
+    }
+
+    /// Returns the tables that pulses and reports touch.
+    pub fn control(&self) -> &Control {
+        &self.control
     }
 
     /// Returns the totals, as of the last batch.

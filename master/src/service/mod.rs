@@ -25,6 +25,7 @@ pub mod http;
 pub mod master;
 pub mod metrics;
 pub mod nodes;
+mod replica_calls;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

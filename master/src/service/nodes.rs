@@ -7,15 +7,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dfs_proto::replica_set::{ChangeAnswer, ChangeKind, ChangeRequest, Home};
 use dfs_proto::wire::{PROTOCOL, PROTOCOL_MIN, pb};
-use dfs_proto::{BootSession, ChunkId, ClusterId, NodeId, Seq};
+use dfs_proto::{BootSession, ChunkId, ChunkIndex, ClusterId, FsError, InodeId, NodeId, Seq, Version};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
 use super::Shared;
 use super::admin::AdminService;
 use crate::core::care::NodeFacts;
+use crate::core::inventory::{Held, Page};
 use crate::core::node_table::{DELETE_QUEUE_MAX, Disk};
+use crate::state::{ChangeReply, Pulse, Registered, Registration, Report};
 use pb::admin_server::AdminServer;
 use pb::chunk_servers_server::{ChunkServers, ChunkServersServer};
 
@@ -28,6 +31,10 @@ const TEXT_BYTES_MAX: usize = 1_024;
 /// Most bytes of the address of a data plane: a name of 253, a colon, a port. A reply of the hot plane names it for each of
 /// a few hundred chunks, twice, and must fit a frame.
 const ADDRESS_BYTES_MAX: usize = 259;
+/// Most results of orders in one pulse.
+const RESULTS_MAX: usize = 1_000;
+/// Most damaged replicas of one report that are logged.
+const DAMAGED_LOGGED_MAX: usize = 20;
 /// Most requests at once on one connection.
 const STREAMS_MAX: u32 = 64;
 
@@ -70,25 +77,26 @@ impl ChunkServers for NodeService {
         let shared = &self.shared;
         check_registration(&request, shared.cluster)?;
         let facts = facts_of(&request)?;
-        let boot = BootSession(request.boot_session);
-        let disks = disks_of(request.disks)?;
-
-        let (executor, recorded) = (Arc::clone(&shared.executor), facts.clone());
-        // The id is durable before the server hears of it, or a restart could give it to another one.
-        let registered = tokio::task::spawn_blocking(move || executor.register_node(&recorded)).await;
-        let node = registered
-            .map_err(|error| Status::internal(format!("registration failed: {error}")))?
-            .map_err(|error| Status::unavailable(format!("registration failed: {error}")))?;
+        let registration = Registration {
+            facts: facts.clone(),
+            boot: BootSession(request.boot_session),
+            is_suspect: request.suspect,
+            disks: disks_of(request.disks)?,
+        };
+        let disks = registration.disks.len();
+        let executor = Arc::clone(&shared.executor);
+        let Registered { node, boot, .. } = blocking(move || executor.register(registration)).await?;
         tracing::info!(
             %node,
             address = %facts.data_address,
             host = %facts.host,
             rack = %facts.rack,
-            disks = disks.len(),
+            disks,
             clean_stop = request.clean_stop,
+            suspect = request.suspect,
+            new_run = boot.0 != request.boot_session,
             "chunk server registered"
         );
-        shared.nodes.write().register(node, facts, boot, disks, shared.clock.mono());
         let config = &shared.config;
         Ok(Response::new(pb::RegisterReply {
             cluster_id: Bytes::copy_from_slice(&shared.cluster.0),
@@ -97,7 +105,9 @@ impl ChunkServers for NodeService {
             lease_ms: config.lease_ms,
             pulse_ms: config.pulse_ms,
             report_ms: config.report_ms,
-            ..Default::default()
+            repair_bytes_per_second: config.repair_bytes_per_second,
+            scrub_bytes_per_second: config.scrub_bytes_per_second,
+            boot_session: boot.0,
         }))
     }
 
@@ -106,17 +116,26 @@ impl ChunkServers for NodeService {
         if request.deleted.len() > DELETE_QUEUE_MAX {
             return Err(Status::invalid_argument(format!("more than {DELETE_QUEUE_MAX} deletions in one pulse")));
         }
-        let deleted: Vec<ChunkId> = request.deleted.into_iter().map(ChunkId).collect();
+        if request.results.len() > RESULTS_MAX {
+            return Err(Status::invalid_argument(format!("more than {RESULTS_MAX} results in one pulse")));
+        }
+        let pulse = Pulse {
+            node: NodeId(request.node),
+            boot: BootSession(request.boot_session),
+            deleted: request.deleted.into_iter().map(ChunkId).collect(),
+            results: request.results.into_iter().map(Into::into).collect(),
+            fence_seq: Seq(request.fence_seq),
+        };
         let shared = &self.shared;
-        let now = shared.clock.mono();
-        let (node, boot) = (NodeId(request.node), BootSession(request.boot_session));
-        let answer = shared.nodes.write().pulse(node, boot, &deleted, Seq(request.fence_seq), now);
+        let answer = shared.executor.control().pulse(pulse, shared.clock.mono());
         Ok(Response::new(match answer {
             Some(answer) => pb::PulseReply {
                 known: true,
                 lease_ms: shared.config.lease_ms,
                 delete: answer.delete.into_iter().map(|chunk| chunk.0).collect(),
-                ..Default::default()
+                orders: answer.orders.iter().map(Into::into).collect(),
+                fenced: answer.fenced.into_iter().map(|session| session.0).collect(),
+                fence_seq: answer.fence_seq.0,
             },
             None => pb::PulseReply::default(),
         }))
@@ -124,20 +143,60 @@ impl ChunkServers for NodeService {
 
     async fn change_replicas(
         &self,
-        _request: Request<pb::ChangeReplicasRequest>,
+        request: Request<pb::ChangeReplicasRequest>,
     ) -> Result<Response<pb::ChangeReplicasReply>, Status> {
-        Err(Status::unimplemented("changes of a replica set are not there yet"))
+        let change = ChangeRequest::try_from(request.into_inner())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if change.reason.len() > TEXT_BYTES_MAX {
+            return Err(Status::invalid_argument(format!("a reason of more than {TEXT_BYTES_MAX} bytes")));
+        }
+        let (executor, asked) = (Arc::clone(&self.shared.executor), change.clone());
+        let reply = blocking(move || executor.change_replicas(asked)).await?;
+        log_change(&change, &reply);
+        let grant = reply.grant.map(|grant| self.shared.grant_key.seal(&grant));
+        Ok(Response::new(ChangeAnswer { result: reply.result, grant }.into()))
     }
 
     async fn report(&self, request: Request<pb::ReportRequest>) -> Result<Response<pb::ReportReply>, Status> {
         let request = request.into_inner();
-        let disks = disks_of(request.disks)?;
-        let shared = &self.shared;
-        let now = shared.clock.mono();
         let (node, boot) = (NodeId(request.node), BootSession(request.boot_session));
-        let known = shared.nodes.write().report(node, boot, disks, now);
+        let has_page = request.end || !request.held.is_empty();
+        let page = has_page.then(|| Page {
+            node,
+            boot,
+            held: request.held.iter().map(held).collect(),
+            after: ChunkId(request.after),
+            is_end: request.end,
+        });
+        for damaged in request.damaged.iter().take(DAMAGED_LOGGED_MAX).map(held) {
+            tracing::warn!(%node, chunk = %damaged.chunk, version = %damaged.version, "a replica has damaged units");
+        }
+        let damaged = request.damaged.iter().map(|replica| held(replica).home).collect();
+        let report = Report { node, boot, disks: disks_of(request.disks)?, page, damaged };
+        let known = self.shared.executor.control().report(report, self.shared.clock.mono());
         Ok(Response::new(pb::ReportReply { known }))
     }
+}
+
+fn held(message: &pb::Held) -> Held {
+    let home = Home { inode: InodeId(message.inode), index: ChunkIndex(message.index) };
+    Held { chunk: ChunkId(message.chunk), home, version: Version(message.version) }
+}
+
+/// Changes of replica sets are rare, and tell what became of data.
+fn log_change(asked: &ChangeRequest, reply: &ChangeReply) {
+    let (node, chunk, version, reason) = (asked.node, asked.chunk, asked.version, asked.reason.escape_debug());
+    match (&reply.result, &asked.kind) {
+        (Ok(()), ChangeKind::Refresh) => {}
+        (Ok(()), kind) => tracing::info!(%node, %chunk, %version, ?kind, %reason, "a replica set was changed"),
+        (Err(error), kind) => tracing::info!(%node, %chunk, %version, ?kind, %reason, %error, "a change was refused"),
+    }
+}
+
+/// Runs what waits for the executor.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, FsError> + Send + 'static) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| Status::unavailable(error.to_string()))
 }
 
 /// Refuses a server that speaks another protocol or belongs to another cluster.

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use dfs_proto::replica_set::{Order, OrderOutcome};
+use dfs_proto::replica_set::{Home, Order, OrderOutcome};
 use dfs_proto::{BootSession, ChunkId, MonoMs, NodeId, Seq, SessionId};
 use parking_lot::{Mutex, RwLock};
 
-use crate::core::inventory::{Inventory, Page};
+use crate::core::care_loop::Inbox;
+use crate::core::inventory::Page;
 use crate::core::node_table::{Disk, NodeTable};
 use crate::core::orders::Orders;
 
@@ -18,8 +19,8 @@ pub struct Control {
     pub nodes: Arc<RwLock<NodeTable>>,
     /// What they are to do.
     pub orders: Arc<Mutex<Orders>>,
-    /// What they hold.
-    pub inventory: Arc<Mutex<Inventory>>,
+    /// What they have to say to the caretaker.
+    pub inbox: Arc<Mutex<Inbox>>,
 }
 
 /// A chunk server says that it is there.
@@ -61,6 +62,8 @@ pub struct Report {
     pub disks: Vec<Disk>,
     /// A part of the list of its replicas.
     pub page: Option<Page>,
+    /// Where chunks are of which it found damaged replicas.
+    pub damaged: Vec<Home>,
 }
 
 impl Control {
@@ -79,9 +82,11 @@ impl Control {
         if !self.nodes.write().report(report.node, report.boot, report.disks, now) {
             return false;
         }
+        let mut inbox = self.inbox.lock();
         if let Some(page) = report.page {
-            self.inventory.lock().take(&page, now);
+            inbox.listed(page);
         }
+        report.damaged.into_iter().for_each(|home| inbox.damaged(home));
         true
     }
 }

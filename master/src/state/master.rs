@@ -20,7 +20,6 @@ use super::durability::Durability;
 use super::records::{CACHED_RECORDS_MAX, RecordStore};
 use crate::core::care::{Counters, CutIntent};
 use crate::core::ids::FreshIds;
-use crate::core::inventory::Inventory;
 use crate::core::key::{Key, Range};
 use crate::core::node_table::{NodeTable, Space};
 use crate::core::op;
@@ -28,11 +27,11 @@ use crate::core::opens::Opens;
 use crate::core::orders::Orders;
 use crate::core::outcome::{Body, OpenChange, Outcome};
 use crate::core::record::{IdMarks, Node, Record, StoredCounters};
-use crate::core::request::{Call, Replay, Request, SessionOpen};
+use crate::core::request::{Call, Replay, Request};
 use crate::core::session::{KeptReply, REPLIES_MAX, ReclaimWindow, Reply, Sessions};
 use crate::core::standing::Standing;
 use crate::core::unsettled::Unsettled;
-use crate::core::view::{Cluster, Known, Records, Stop, View};
+use crate::core::view::{Cluster, Stop, View};
 use crate::store::{MetaStore, StoreError};
 
 /// Positions that a restart leaves free above the last one found: more than can have been told to mounts and lost.
@@ -59,12 +58,6 @@ impl Answer {
     /// Returns the answer to a call that failed.
     pub fn failed(error: FsError) -> Self {
         Self { result: Err(error), durable_first: Seq(0), durable_max: None, cut: None, boots: Vec::new() }
-    }
-
-    /// The answer to work that hands its result over itself.
-    pub fn nothing() -> Self {
-        let reply = Reply { seq: Seq(0), time: UnixNanos(0), body: Body::Done };
-        Self { result: Ok(reply), durable_first: Seq(0), durable_max: None, cut: None, boots: Vec::new() }
     }
 }
 
@@ -95,6 +88,8 @@ pub struct MasterState {
     /// Where each reclaim entry that was handed out stands.
     pub(crate) reclaims_given: BTreeMap<ChunkId, UnixNanos>,
     pub(crate) reclaim_cursor: Option<Key>,
+    /// Sessions that ended without being given back, and may still write.
+    pub(super) fencing: BTreeSet<SessionId>,
     /// When it was last looked for sessions whose lease ran out.
     pub(crate) sessions_checked: Option<MonoMs>,
     pub(crate) settings: Settings,
@@ -166,7 +161,7 @@ impl MasterState {
         let control = Control {
             nodes,
             orders: Arc::new(Mutex::new(Orders::new(settings.seed))),
-            inventory: Arc::new(Mutex::new(Inventory::new(settings.unknown_grace_ms))),
+            inbox: Arc::default(),
         };
         let mut owner = Self {
             records,
@@ -177,6 +172,7 @@ impl MasterState {
             nodes_on_record: BTreeMap::new(),
             reclaims_given: BTreeMap::new(),
             reclaim_cursor: None,
+            fencing: BTreeSet::new(),
             sessions_checked: None,
             settings,
             clock,
@@ -231,8 +227,12 @@ impl MasterState {
 
     fn load_sessions(&mut self, now: MonoMs) -> Result<(), StoreError> {
         for (key, record) in self.records.read_range(&Range::sessions())? {
-            if let (Key::Session(id), Record::Session(session)) = (key, record) {
-                self.sessions.insert(id, session, now, true);
+            match (key, record) {
+                (Key::Session(id), Record::Session(session)) if session.is_fenced => {
+                    self.control.nodes.write().fences_mut().add(id, session.seq, now);
+                }
+                (Key::Session(id), Record::Session(session)) => self.sessions.insert(id, session, now, true),
+                _ => {}
             }
         }
         for (key, record) in self.records.read_range(&Range::replies())? {
@@ -266,6 +266,11 @@ impl MasterState {
             Seq(0) => Seq(0),
             Seq(recovered) => Seq(recovered + SEQ_GAP_AT_RESTART),
         }
+    }
+
+    /// Returns the position of the last change.
+    pub fn last_seq(&self) -> Seq {
+        self.last_seq
     }
 
     /// Returns whether a restarted master still waits for its sessions.
@@ -328,7 +333,7 @@ impl MasterState {
         Answer { durable_max, ..answer }
     }
 
-    fn is_back(&mut self, session: SessionId) {
+    pub(super) fn is_back(&mut self, session: SessionId) {
         if let Some(state) = self.sessions.get_mut(session) {
             state.is_returning = false;
         }
@@ -374,14 +379,14 @@ impl MasterState {
                 let durable_first = outcome.durable_first.max(seen);
                 let cut = outcome.cut.clone();
                 let reply = self.apply(call, outcome, now);
-                Answer { result: Ok(reply), durable_first, durable_max: None, cut, boots: Vec::new() }
+                Answer { durable_first, cut, ..Answer::of(reply) }
             }
             Err(error) => Answer { durable_first: seen, ..Answer::failed(error) },
         }
     }
 
     /// Calls an operation until it has all it asks for. Returns also the last position it showed that others wait for.
-    fn run(
+    pub(super) fn run(
         &mut self,
         session: SessionId,
         replay: Option<&Replay>,
@@ -433,7 +438,7 @@ impl MasterState {
     }
 
     /// Puts what an operation decided into the batch.
-    fn apply(&mut self, call: &Call, outcome: Outcome, now: UnixNanos) -> Reply {
+    pub(super) fn apply(&mut self, call: &Call, outcome: Outcome, now: UnixNanos) -> Reply {
         let is_change = outcome.is_change();
         // A replay's opens are among those that the mount reclaims.
         let counts_opens = call.replay.is_none();
@@ -509,52 +514,6 @@ impl MasterState {
         let applied = Applied { durable_first: outcome.durable_first, totals: outcome.totals };
         self.apply_outcome(SessionId(0), outcome, true);
         Ok(applied)
-    }
-
-    fn open_session(&mut self, call: &Call, request: &SessionOpen) -> Answer {
-        if self.is_in_reclaim_window() {
-            return Answer::failed(FsError::TryAgain("waiting for sessions to come back"));
-        }
-        let known = self.sessions.of_client(&request.client_id);
-        let now = self.clock.wall();
-        let (result, seen) = self.run(SessionId(0), None, |view| op::session_open(view, known, request));
-        let outcome = match result {
-            Ok(outcome) => outcome,
-            Err(error) => return Answer { durable_first: seen, ..Answer::failed(error) },
-        };
-        let durable_first = outcome.durable_first.max(seen);
-        let reply = self.apply(call, outcome, now);
-        let Body::Session { session, .. } = &reply.body else { unreachable!("the operation answers with a session") };
-        if let Some(known) = self.sessions.get_mut(*session) {
-            known.last_seen = self.clock.mono();
-        } else {
-            if let Some(Known::Present(Record::Session(record))) = self.records.find(&Key::Session(*session)) {
-                self.sessions.insert(*session, record, self.clock.mono(), false);
-            }
-            tracing::info!(session = %session, host = request.host, mount_point = request.mount_point, "session opened");
-        }
-        Answer { result: Ok(reply), durable_first, durable_max: None, cut: None, boots: Vec::new() }
-    }
-
-    /// Ends a session: its replies go, and what it alone held open is let go.
-    pub(crate) fn close_session(&mut self, session: SessionId) -> Answer {
-        let Some(ended) = self.sessions.remove(session) else { return Answer::failed(FsError::UnknownSession) };
-        let stored: Vec<u64> =
-            ended.replies.iter().filter(|(_, kept)| kept.is_stored).map(|(number, _)| *number).collect();
-        // What is no orphan is left alone by the purge.
-        self.purgeable.extend(self.opens.drop_session(session));
-        self.is_back(session);
-        let now = self.clock.wall();
-        let applied = self.internal(|view| {
-            let mut outcome = Outcome::new(view);
-            outcome.delete(Key::Session(session));
-            for number in &stored {
-                outcome.delete(Key::Reply(session, *number));
-            }
-            Ok(outcome)
-        });
-        let reply = |_| Reply { seq: self.last_seq, time: now, body: Body::Done };
-        Answer { result: applied.map(reply), durable_first: Seq(0), durable_max: None, cut: None, boots: Vec::new() }
     }
 
     /// Ends all service, and returns what callers are told.

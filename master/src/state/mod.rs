@@ -12,15 +12,20 @@
 
 #![allow(clippy::disallowed_methods, reason = "how long commits take is measured; nothing is decided by it")]
 
+mod care;
+mod care_world;
 mod control;
 mod durability;
 mod master;
 mod nodes;
 mod records;
 mod replica_sets;
+mod sessions;
 
 use std::time::Duration;
 
+pub use care::{CutStep, Info};
+pub use care_world::StateWorld;
 pub use control::{Control, Pulse, PulseReply, Report};
 pub use durability::Durability;
 pub use master::{Answer, Applied, MasterState, Settings};

@@ -53,6 +53,7 @@ impl MasterState {
         let refused = |error| ChangeReply { result: Err(error), grant: None, durable_first: Seq(0) };
         match (applied, changed) {
             (Ok(applied), Some((result, granted))) => {
+                self.control.inbox.lock().changed(request.home);
                 let grant = granted.map(|(file, chunk)| self.locate(&file, request.home.index, &chunk).grant);
                 ChangeReply { result, grant, durable_first: applied.durable_first }
             }
@@ -127,12 +128,11 @@ impl MasterState {
         Ok(after)
     }
 
-    /// Returns a grant for the chunk at `home`, which is made usable first if it is not; `None` if there is no such chunk,
-    /// or no run of its primary to make it for.
+    /// Returns a grant for the chunk at `home`, which is made usable first if it is not; `None` if there is no such chunk.
     ///
     /// # Errors
     ///
-    /// As [`Self::make_usable`].
+    /// [`FsError::NoReplica`] if its primary has no run to make it for; as [`Self::make_usable`].
     pub fn grant(&mut self, home: Home) -> Result<Option<Granted>, FsError> {
         let Some(chunk) = self.make_usable(home)? else { return Ok(None) };
         let mut file = None;
@@ -142,8 +142,13 @@ impl MasterState {
         })?;
         let file: Arc<Inode> = file.ok_or_else(nothing_came_out)?;
         let grant = self.locate(&file, home.index, &chunk).grant;
-        let is_for_somebody = grant.primary_boot != BootSession(0);
-        Ok(is_for_somebody.then_some(Granted { grant, durable_first: chunk.version_seq }))
+        if grant.primary_boot == BootSession(0) {
+            return Err(FsError::NoReplica(format!(
+                "chunk {}: its primary, node {}, is away",
+                chunk.id, chunk.primary
+            )));
+        }
+        Ok(Some(Granted { grant, durable_first: chunk.version_seq }))
     }
 
     /// Returns where `chunk` of `file`, as it is in this turn of the state, can be found now.
