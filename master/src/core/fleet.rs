@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use dfs_proto::{BootSession, NodeId, Seq};
+use dfs_proto::{BootSession, MonoMs, NodeId, Seq};
 
 use super::care::ChunkFacts;
-use super::node_table::NodeState;
+use super::node_table::{NodeState, NodeTable};
 use super::placement::FREE_BYTES_MIN;
 use super::ring::Ring;
 
@@ -36,6 +36,27 @@ pub struct FleetNode {
 }
 
 impl FleetNode {
+    /// Returns all servers of `table` as they are now.
+    pub fn all(table: &NodeTable, now: MonoMs) -> BTreeMap<NodeId, Self> {
+        let nodes = table.iter().map(|(id, node)| {
+            let working = node.disks.iter().filter(|disk| !disk.failed);
+            let this = Self {
+                state: table.state(id, now),
+                boot: node.granted_boot(),
+                host: node.facts.host.clone(),
+                rack: node.facts.rack.clone(),
+                capacity_bytes: node.capacity_bytes(),
+                free_bytes: node.free_bytes(),
+                // A replica is on one disk.
+                free_on_one_disk: working.map(|disk| disk.free_bytes).max().unwrap_or(0),
+                is_draining: node.is_draining,
+                suspect_seq: node.suspect_seq,
+            };
+            (id, this)
+        });
+        nodes.collect()
+    }
+
     /// Returns how full it is, in thousandths.
     pub fn fill_permille(&self) -> u64 {
         let used = self.capacity_bytes.saturating_sub(self.free_bytes);
@@ -68,15 +89,18 @@ pub struct Load {
 /// How many fills may be under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FillLimits {
-    /// At one primary's server, and at one server that is filled.
-    pub per_node: u32,
+    /// At one primary's server. It carries out a few at a time, within its budget of bytes; the others are there so that it
+    /// need not wait for a pulse after each of many small ones.
+    pub per_primary: u32,
+    /// At one server that is filled.
+    pub per_target: u32,
     /// In the whole cluster.
     pub total: u32,
 }
 
 impl Default for FillLimits {
     fn default() -> Self {
-        Self { per_node: 4, total: 16 }
+        Self { per_primary: 16, per_target: 32, total: 128 }
     }
 }
 
@@ -88,14 +112,23 @@ impl Load {
         self.total += 1;
     }
 
+    /// Forgets one that was noted.
+    pub fn forget(&mut self, primary: NodeId, target: NodeId) {
+        for count in [self.leading.get_mut(&primary), self.filling.get_mut(&target), Some(&mut self.total)] {
+            if let Some(count) = count {
+                *count = count.saturating_sub(1);
+            }
+        }
+    }
+
     /// Returns whether `primary` may fill one more replica.
     pub fn may_lead(&self, primary: NodeId, limits: &FillLimits) -> bool {
-        self.total < limits.total && self.leading.get(&primary).copied().unwrap_or(0) < limits.per_node
+        self.total < limits.total && self.leading.get(&primary).copied().unwrap_or(0) < limits.per_primary
     }
 
     /// Returns whether one more replica of `target` may be filled.
     pub fn may_fill(&self, target: NodeId, limits: &FillLimits) -> bool {
-        self.total < limits.total && self.filling.get(&target).copied().unwrap_or(0) < limits.per_node
+        self.total < limits.total && self.filling.get(&target).copied().unwrap_or(0) < limits.per_target
     }
 }
 

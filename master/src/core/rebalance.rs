@@ -154,7 +154,7 @@ mod tests {
             assert_eq!(moved(&one, &fleet(other)), None, "{other}");
         }
         let mut load = Load::default();
-        (0..4).for_each(|_| load.add(NodeId(9), NodeId(4)));
+        (0..FillLimits::default().per_target).for_each(|_| load.add(NodeId(9), NodeId(4)));
         let bounds = Bounds { limits: &FillLimits::default(), load: &load };
         assert_eq!(step(&one, &fleet(servers), bounds, |_| false), None);
         assert_eq!(one.chunk_bytes(), CHUNK);

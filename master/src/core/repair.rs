@@ -35,6 +35,11 @@ pub struct Danger {
     syncing: u32,
 }
 
+impl Danger {
+    /// Of a chunk that is to be looked at, before any other.
+    pub const UNKNOWN: Self = Self { online: 0, syncing: 0 };
+}
+
 /// Chunks that need something, the ones in most danger first.
 #[derive(Debug, Default)]
 pub struct Queue {
@@ -203,8 +208,6 @@ fn surplus(chunk: &ChunkFacts, fleet: &Fleet) -> Option<Step> {
     if chunk.in_sync.len() as u32 <= chunk.wanted {
         return None;
     }
-    let is_good = |node: NodeId| fleet.is_online(node) && !fleet.is_draining(node);
-    let good = |without: NodeId| chunk.in_sync.iter().filter(|node| **node != without && is_good(**node)).count();
     let shares_a_host = |node: NodeId| {
         let host = |id: NodeId| fleet.node(id).map(|found| &found.host);
         chunk.in_sync.iter().any(|other| *other != node && host(*other) == host(node))
@@ -217,7 +220,13 @@ fn surplus(chunk: &ChunkFacts, fleet: &Fleet) -> Option<Step> {
         let key = (is_offline, fleet.is_draining(*node), is_silent, shares_a_host(*node), fill);
         (key, *node != chunk.primary, std::cmp::Reverse(*node))
     })?;
-    if (good(worst) as u32) < chunk.wanted || fleet.state(worst) == NodeState::LeaseExpired {
+    // A draining one is as good as any beside one that is lost.
+    let is_lost = fleet.state(worst) == NodeState::Offline;
+    let is_good =
+        |node: &&NodeId| **node != worst && fleet.is_online(**node) && (is_lost || !fleet.is_draining(**node));
+    if (chunk.in_sync.iter().filter(is_good).count() as u32) < chunk.wanted
+        || fleet.state(worst) == NodeState::LeaseExpired
+    {
         return None;
     }
     Some(leaves(chunk, worst))
@@ -311,7 +320,7 @@ mod tests {
             "
             9: 1* 2 3               -> nothing
             9: 1* 2 -3              -> nothing
-            9: 1* 3                 -> add 4
+            9: 1* 3                 -> add 2
             9: 1* -3                -> add 4
             9: 1* +4 -3             -> add 2
             9: 1* 2 4 3             -> nothing
@@ -397,7 +406,7 @@ mod tests {
         let fleet = fleet("1 a - 5%\n2 b - 5%\n3 c - 5%\n4 d - 5%\n5 e - 5%");
         let chunks: Vec<ChunkFacts> =
             (0..40).map(|id| chunk(&format!("{id}: {}* 2", if id % 2 == 0 { 1 } else { 3 }))).collect();
-        let limits = FillLimits { per_node: 4, total: 6 };
+        let limits = FillLimits { per_primary: 4, per_target: 4, total: 6 };
         let mut load = Load::default();
         let tasks = plan(&chunks, &fleet, &limits, &mut load, |_, _| false, |_, _| false);
         assert_eq!((tasks.len(), load.total), (6, 6));

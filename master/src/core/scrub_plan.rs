@@ -124,7 +124,7 @@ mod tests {
     fn known_damage_comes_first() {
         let home = |inode| Home { inode: InodeId(inode), index: ChunkIndex(0) };
         let mut waiting = Waiting::default();
-        [1, 2, 3, 2].map(|inode| waiting.add_due(home(inode)));
+        [1, 2, 3, 2].into_iter().for_each(|inode| waiting.add_due(home(inode)));
         waiting.add_damaged(home(9));
         waiting.add_damaged(home(3));
         waiting.add_damaged(home(9));

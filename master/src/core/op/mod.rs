@@ -20,6 +20,7 @@ mod purge;
 mod raise_version;
 mod readdir;
 mod reclaim;
+mod reclaim_unknown;
 mod removal;
 mod rename;
 pub mod replica_set;
@@ -39,6 +40,7 @@ pub use node::{drain_node, register_node};
 pub use purge::purge;
 pub use raise_version::raise_version;
 pub use reclaim::reclaim_done;
+pub use reclaim_unknown::reclaim_unknown;
 pub use root::make_root;
 pub use session_open::session_open;
 
