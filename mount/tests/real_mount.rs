@@ -3,71 +3,18 @@
 #![allow(clippy::disallowed_methods, reason = "a test uses files")]
 
 mod fake_master;
+mod test_mount;
 
 use std::ffi::CString;
 use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use dfs_mount::{MountConfig, Mounted, Policy, Unmounter, VfsOption, mount};
-use fake_master::FakeMaster;
-
-/// A mount that goes with its test, passed or failed.
-struct TestMount {
-    master: FakeMaster,
-    directory: tempfile::TempDir,
-    unmounter: Unmounter,
-    mounted: Option<Mounted>,
-}
-
-impl TestMount {
-    /// `None`: this machine cannot mount.
-    fn new(vfs_options: Vec<VfsOption>) -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
-            eprintln!("skipped: needs root and /dev/fuse");
-            return None;
-        }
-        let master = FakeMaster::start();
-        let directory = tempfile::tempdir().expect("a directory");
-        let mounted = mount(MountConfig {
-            masters: vec![master.address.clone()],
-            subdir: Vec::new(),
-            mount_point: directory.path().to_owned(),
-            source: format!("{}:/", master.address),
-            read_only: false,
-            vfs_options,
-            allow_other: true,
-            policy: Policy::Soft { ms: 5_000 },
-            http: None,
-            dirty_bytes_max: 16 << 20,
-            read_ahead_bytes: 1 << 20,
-            workers: 4,
-        })
-        .expect("mounts");
-        Some(Self { master, directory, unmounter: mounted.unmounter(), mounted: Some(mounted) })
-    }
-
-    fn at(&self, path: &str) -> PathBuf {
-        self.directory.path().join(path)
-    }
-
-    fn unmount(&mut self) {
-        self.unmounter.unmount().expect("unmounts");
-        self.mounted.take().expect("was mounted").wait().expect("ends cleanly");
-    }
-}
-
-impl Drop for TestMount {
-    fn drop(&mut self) {
-        if self.mounted.is_some() {
-            // A test that failed may still hold something open.
-            let _ = nix::mount::umount2(self.directory.path(), nix::mount::MntFlags::MNT_DETACH);
-        }
-    }
-}
+use dfs_mount::{MountConfig, Policy, VfsOption, mount};
+use test_mount::TestMount;
 
 fn names(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(directory)

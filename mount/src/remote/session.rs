@@ -248,7 +248,8 @@ impl Session {
         let outcome = self.sync().and_then(|()| {
             // What is open ends with the session: no releases are needed.
             let request = meta_request::Body::SessionClose(pb::SessionClose {});
-            match self.call_within(Policy::Soft { ms: CLOSE_MS }, Caller::MOUNT, request, Effect::Ends) {
+            let ms = self.config.policy.left_ms(0).map_or(CLOSE_MS, |ms| ms.min(CLOSE_MS));
+            match self.call_within(Policy::Soft { ms }, Caller::MOUNT, request, Effect::Ends) {
                 // An earlier try got through, or the session had ended before.
                 Err(FsError::UnknownSession) => Ok(()),
                 outcome => outcome.map(drop),

@@ -16,7 +16,7 @@ use dfs_proto::{BootSession, ClusterId, FsError, Kind, NodeId, SessionId};
 use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
 
-const CLUSTER: ClusterId = ClusterId([7; 16]);
+pub const CLUSTER: ClusterId = ClusterId([7; 16]);
 
 pub struct FakeMaster {
     listener: Mutex<Option<Listener>>,
@@ -48,6 +48,8 @@ struct State {
     next_inode: u64,
     next_session: u64,
     sessions: BTreeMap<u64, Session>,
+    /// Where all chunks are.
+    chunk_server: String,
     inodes: BTreeMap<u64, Inode>,
     dentries: BTreeMap<(u64, Bytes), (u64, u64)>,
     next_cookie: u64,
@@ -66,6 +68,7 @@ struct Inode {
     attr: pb::Attr,
     content: Bytes,
     xattrs: BTreeMap<Bytes, Bytes>,
+    chunks: BTreeSet<u32>,
 }
 
 impl FakeMaster {
@@ -140,6 +143,11 @@ impl FakeMaster {
 
     pub fn end_all_sessions(&self) {
         self.state().sessions.clear();
+    }
+
+    /// From now on files may have chunks: on this server.
+    pub fn set_chunk_server(&self, address: String) {
+        self.state().chunk_server = address;
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -464,14 +472,18 @@ impl State {
             }
             Body::CommitWrite(commit) => {
                 let inode = self.inode(commit.inode)?;
-                let content = commit.content.ok_or(FsError::NotSupported)?;
-                if commit.if_data_version != inode.attr.data_version {
+                let of_version = commit.content.is_some() || commit.leave_inline;
+                if of_version && commit.if_data_version != inode.attr.data_version {
                     return Err(FsError::Stale("another data version"));
                 }
-                inode.attr.size = content.len() as u64;
+                inode.attr.is_inline &= !commit.leave_inline;
+                inode.attr.size = match &commit.content {
+                    Some(content) => content.len() as u64,
+                    None => inode.attr.size.max(commit.end),
+                };
                 inode.attr.mtime = commit.mtime;
                 inode.attr.data_version += 1;
-                inode.content = content;
+                inode.content = commit.content.unwrap_or_default();
                 Ok((self.entry(commit.inode, false), true))
             }
             Body::GetInline(get) => {
@@ -479,8 +491,29 @@ impl State {
                 let data = pb::InlineData { attr: Some(inode.attr), content: inode.content.clone() };
                 Ok((meta_reply::Body::InlineData(data), false))
             }
-            Body::GetChunks(_) | Body::AllocateChunks(_) | Body::PunchChunks(_) => Err(FsError::NotSupported),
+            Body::GetChunks(get) => Ok((self.chunks(get.inode, get.first, get.count)?, false)),
+            Body::AllocateChunks(allocate) if !self.chunk_server.is_empty() => {
+                let (first, count) = (allocate.first, allocate.count);
+                self.inode(allocate.inode)?.chunks.extend(first..first + count);
+                Ok((self.chunks(allocate.inode, first, count)?, true))
+            }
+            Body::AllocateChunks(_) | Body::PunchChunks(_) => Err(FsError::NotSupported),
         }
+    }
+
+    fn chunks(&mut self, inode: u64, first: u32, count: u32) -> Result<meta_reply::Body, FsError> {
+        let address = self.chunk_server.clone();
+        let file = self.inode(inode)?;
+        file.attr.chunks = file.chunks.len() as u64;
+        let locations = file.chunks.range(first..first.saturating_add(count)).map(|&index| pb::ChunkLocation {
+            index,
+            chunk: (inode << 32) + u64::from(index) + 1,
+            version: 1,
+            replicas: vec![pb::Replica { node: 1, address: address.clone(), alive: true }],
+            grant: Bytes::new(),
+        });
+        let chunks = pb::Chunks { locations: locations.collect(), attr: Some(file.attr) };
+        Ok(meta_reply::Body::Chunks(chunks))
     }
 
     fn session(&mut self, session: u64) -> &mut Session {
