@@ -22,6 +22,11 @@ impl NodeLease {
         self.until = MonoMs(0);
     }
 
+    /// Returns when the lease ends.
+    pub fn until(&self) -> MonoMs {
+        self.until
+    }
+
     /// Returns whether the lease runs at `now`.
     pub fn is_valid(&self, now: MonoMs) -> bool {
         now < self.until
