@@ -40,6 +40,9 @@ pub fn master(settings: &Settings, signals: StopSignals) -> anyhow::Result<()> {
         sync_interval_ms: settings.parse("master.sync_interval_ms", MS)?,
         session_ms: settings.parse("master.session_ms", MS)?,
         reclaim_window_ms: settings.parse("master.reclaim_window_ms", MS)?,
+        unknown_grace_ms: settings.parse("master.unknown_grace_ms", MS)?,
+        repair_bytes_per_second: settings.parse("master.repair_bytes_per_second", "a number of bytes")?,
+        scrub_bytes_per_second: settings.parse("master.scrub_bytes_per_second", "a number of bytes")?,
     };
     let master = Master::start(config).map_err(explain_master)?;
     let addresses = master.addresses();

@@ -51,6 +51,21 @@ pub const SETTINGS: &[Setting] = &[
         default: "3000",
         help: "how long a restarted master waits for the mounts it knew, ms",
     },
+    Setting {
+        key: "master.unknown_grace_ms",
+        default: "60000",
+        help: "how long a replica of a chunk that the master does not know is kept, ms",
+    },
+    Setting {
+        key: "master.repair_bytes_per_second",
+        default: "104857600",
+        help: "what each chunk server may copy to fill and repair replicas, bytes a second",
+    },
+    Setting {
+        key: "master.scrub_bytes_per_second",
+        default: "20971520",
+        help: "what each chunk server may read to check replicas, bytes a second",
+    },
     Setting { key: "chunkd.data", default: "", help: "directories of a chunk server, one a disk, with commas between" },
     Setting { key: "chunkd.master", default: "127.0.0.1:7000", help: "HOST:PORT of the master" },
     Setting { key: "chunkd.listen", default: "127.0.0.1:7100", help: "HOST:PORT of the data plane; HTTP is at PORT+1" },
@@ -65,6 +80,11 @@ pub const SETTINGS: &[Setting] = &[
         key: "up.base_port",
         default: "7000",
         help: "its ports: master PORT.., chunk servers PORT+100.., mount PORT+200",
+    },
+    Setting {
+        key: "up.chunk_servers",
+        default: "",
+        help: "how many chunk servers it has, 1 to 9 (if not said: those that have data there, 3 at least)",
     },
 ];
 
@@ -126,6 +146,30 @@ impl Settings {
         if let Some(value) = value {
             self.values.insert(key, (value, Origin::Flag));
         }
+    }
+
+    /// Puts a value that was given as `KEY=VALUE` above everything else but the flag for that very setting.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such setting.
+    pub fn set(&mut self, assignment: &str) -> anyhow::Result<()> {
+        let (key, value) =
+            assignment.split_once('=').ok_or_else(|| usage(format!("--set {assignment:?}: KEY=VALUE is expected")))?;
+        let setting = SETTINGS
+            .iter()
+            .find(|setting| setting.key == key)
+            .ok_or_else(|| usage(format!("--set {assignment:?}: {key} is not a setting; `dfs config` lists them")))?;
+        self.set_flag(setting.key, Some(value.to_owned()));
+        Ok(())
+    }
+
+    /// Returns, as variables of the environment, what was set of these sections by whatever means: for processes that
+    /// are to run with the same settings.
+    pub fn variables(&self, sections: &[&str]) -> Vec<(String, String)> {
+        let is_of = |key: &str| key.split_once('.').is_some_and(|(section, _)| sections.contains(&section));
+        let set = self.values.iter().filter(|(key, (_, origin))| is_of(key) && *origin != Origin::Default);
+        set.map(|(key, (value, _))| (variable(key), value.clone())).collect()
     }
 
     /// Returns a setting's text; empty if it has none.
@@ -229,6 +273,19 @@ mod tests {
         assert_eq!(settings.text("master.listen"), "b:2");
         settings.set_flag("master.listen", Some("c:3".into()));
         assert_eq!((settings.text("master.listen"), settings.origin("master.listen")), ("c:3", &Origin::Flag));
+    }
+
+    #[test]
+    fn what_was_set_is_passed_on_and_what_was_not_is_left_to_the_defaults() {
+        let mut settings =
+            load("[chunkd]\nopen_files = 9\n[up]\ndata = \"d\"", &[("DFS_MASTER_LEASE_MS", "7")]).expect("loads");
+        settings.set("master.offline_ms=5000").expect("a setting");
+        let variables = settings.variables(&["master", "chunkd"]);
+        let expected =
+            [("DFS_CHUNKD_OPEN_FILES", "9"), ("DFS_MASTER_LEASE_MS", "7"), ("DFS_MASTER_OFFLINE_MS", "5000")];
+        assert_eq!(variables, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert!(settings.set("master.offline=1").expect_err("unknown").to_string().contains("not a setting"));
+        assert!(settings.set("master.offline_ms").expect_err("no value").to_string().contains("KEY=VALUE"));
     }
 
     #[test]
