@@ -40,6 +40,7 @@ pub struct Census {
     before: Option<MonoMs>,
     /// When the last whole pass began.
     finished_begun: Option<MonoMs>,
+    finished_count: u64,
     finished: Count,
 }
 
@@ -52,7 +53,15 @@ struct Running {
 impl Census {
     /// Returns one that has counted nothing and begins every `period_ms`.
     pub fn new(period_ms: u64) -> Self {
-        Self { period_ms, running: None, begun: None, before: None, finished_begun: None, finished: Count::default() }
+        Self {
+            period_ms,
+            running: None,
+            begun: None,
+            before: None,
+            finished_begun: None,
+            finished_count: 0,
+            finished: Count::default(),
+        }
     }
 
     /// Begins a pass if it is time, or at once (dropping the running one) if the nodes have changed.
@@ -105,6 +114,7 @@ impl Census {
         if let Some(running) = self.running.take() {
             self.finished = running.count;
             self.finished_begun = self.begun;
+            self.finished_count += 1;
         }
     }
 
@@ -119,6 +129,11 @@ impl Census {
             shown.suspect = shown.suspect.max(count.suspect);
         }
         shown
+    }
+
+    /// Returns how many whole counts there were.
+    pub fn finished_count(&self) -> u64 {
+        self.finished_count
     }
 
     /// Returns the last whole count, and when it was begun.

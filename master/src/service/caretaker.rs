@@ -7,11 +7,11 @@
 //!   orphans that nobody has open          ──▶ purged, some chunks at a time
 //!   truncates that a crash left undone    ──▶ finished, at the primary if a chunk is to be zeroed
 //!   sessions whose lease ran out          ──▶ ended
-//!   chunk records, some thousand of them  ──▶ counted: too few online replicas, replicas by node
+//!   replicas                              ──▶ looked after: core::care_loop counts, repairs, drains, scrubs, discards
 //!   gauges                                ──▶ set
 //! ```
 //!
-//! [`plan_reclaim`] and [`Census`] only plan and count; [`Caretaker::tick`] carries out.
+//! [`plan_reclaim`] and the planners of `core` only plan; [`Caretaker::tick`] carries out.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,14 +19,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, MonoMs, NodeId, Seq};
+use dfs_proto::{ChunkId, FsError, MonoMs, NodeId, Seq};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use super::metrics::{Gauges, NodeGauges};
-use super::{Shared, cut};
-use crate::core::care::{ChunkFacts, ReclaimEntry};
+use super::care_world::{ServiceWorld, Shown};
+use super::metrics::{CareGauges, Gauges, NodeGauges};
+use super::{Shared, care_world, cut};
+use crate::core::care::ReclaimEntry;
+use crate::core::care_loop::{Care, CareSettings};
+use crate::core::fleet::FleetNode;
 use crate::core::node_table::{NodeState, NodeTable};
+use crate::core::orders::Duty;
 
 /// Due entries looked at in one tick; the next tick goes on after them.
 const RECLAIM_ENTRIES: usize = 2_000;
@@ -37,13 +41,6 @@ const PURGE_CHUNKS: usize = 512;
 const PURGE_STEPS: usize = 8;
 /// Truncates finished in one tick.
 const CUTS: usize = 16;
-/// Chunk records read from the executor at once: about a millisecond of its time.
-const CENSUS_PAGE: usize = 512;
-/// Pages read in one tick.
-const CENSUS_PAGES: usize = 8;
-/// A new count of the chunk records begins this long after the one before began, or when a node comes or goes.
-const CENSUS_PERIOD_MS: u64 = 10_000;
-
 /// Runs the caretaker until `stop` says so.
 pub async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let mut ticks = tokio::time::interval(Duration::from_millis(shared.config.pulse_ms.clamp(10, 1_000)));
@@ -74,7 +71,6 @@ pub async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
 /// The state of the loop.
 struct Caretaker {
     shared: Arc<Shared>,
-    census: Census,
     states: BTreeMap<NodeId, NodeState>,
     /// What went wrong last, so that a lasting trouble is logged once.
     trouble: BTreeMap<&'static str, FsError>,
@@ -92,20 +88,15 @@ impl Drop for Caretaker {
 
 impl Caretaker {
     fn new(shared: Arc<Shared>) -> Self {
-        Self {
-            shared,
-            census: Census::default(),
-            states: BTreeMap::new(),
-            trouble: BTreeMap::new(),
-            finishing: None,
-            stopping: Arc::default(),
-        }
+        // After a break it begins anew: what it knew can be read off the records again.
+        *shared.care.care.lock() = None;
+        Self { shared, states: BTreeMap::new(), trouble: BTreeMap::new(), finishing: None, stopping: Arc::default() }
     }
 
     /// Does a bounded piece of each duty. A duty that fails does not keep the others from their turn.
     fn tick(&mut self) {
         let now = self.shared.clock.mono();
-        let nodes_changed = self.watch_nodes(now);
+        self.watch_nodes(now);
         let result = self.record_deletions();
         self.note("recording deletions", result);
         let result = self.order_deletions(now);
@@ -120,8 +111,8 @@ impl Caretaker {
             }
         });
         self.note("ending sessions", result);
-        let result = self.count_chunks(now, nodes_changed);
-        self.note("counting chunks", result);
+        let result = self.care_for_replicas(now);
+        self.note("caring for replicas", result);
         self.set_gauges(now);
     }
 
@@ -141,8 +132,8 @@ impl Caretaker {
         }
     }
 
-    /// Logs who came and who went. Returns whether anybody did.
-    fn watch_nodes(&mut self, now: MonoMs) -> bool {
+    /// Logs who came and who went.
+    fn watch_nodes(&mut self, now: MonoMs) {
         let states: BTreeMap<NodeId, NodeState> = {
             let table = self.shared.nodes.read();
             table.iter().map(|(id, _)| (id, table.state(id, now))).collect()
@@ -156,9 +147,7 @@ impl Caretaker {
                 _ => tracing::warn!(%node, state = state.word(), "chunk server"),
             }
         }
-        let changed = states != self.states;
         self.states = states;
-        changed
     }
 
     fn record_deletions(&self) -> Result<(), FsError> {
@@ -230,19 +219,47 @@ impl Caretaker {
         Ok(())
     }
 
-    fn count_chunks(&mut self, now: MonoMs, nodes_changed: bool) -> Result<(), FsError> {
-        self.census.begin_if_due(now, nodes_changed);
-        for _ in 0..CENSUS_PAGES {
-            let Some(after) = self.census.next_page() else { break };
-            let page = self.shared.executor.chunk_page(after, CENSUS_PAGE)?;
-            let states = &self.states;
-            let is_online = |node: NodeId| states.get(&node) == Some(&NodeState::Online);
-            if self.census.add(&page, page.len() < CENSUS_PAGE, is_online) {
-                self.shared.nodes.write().set_recorded_replicas(self.census.replicas());
-            }
+    /// Looks after the replicas: counts, repairs, drains, evens out, scrubs and discards.
+    fn care_for_replicas(&self, now: MonoMs) -> Result<(), FsError> {
+        let shared = &self.shared;
+        let control = shared.executor.control();
+        let nodes = FleetNode::all(&shared.nodes.read(), now);
+        let inbox = std::mem::take(&mut *control.inbox.lock());
+        let mut board = shared.care.care.lock();
+        let care = board.get_or_insert_with(|| Care::new(CareSettings::of(shared)));
+        let result = care.tick(now, nodes, inbox, &mut ServiceWorld { shared });
+        for event in care.take_events() {
+            care_world::tell(&event, &shared.metrics);
         }
-        self.shared.metrics.set_under_replicated(self.census.under_replicated());
-        Ok(())
+        let count = care.counts();
+        let gauges = CareGauges {
+            count: count.clone(),
+            repair_queue: care.repair_queue(),
+            orders: {
+                let orders = control.orders.lock();
+                Duty::ALL.map(|duty| (duty, orders.count_of(duty))).into()
+            },
+            frozen: care.inventory().frozen().count(),
+            unknown: care.inventory().unknown(),
+            ..CareGauges::default()
+        };
+        let counted = care.census().finished_count();
+        drop(board);
+        let is_new = {
+            let mut shown = shared.care.shown.lock();
+            let is_new = shown.counted != counted;
+            *shown = Shown { count: count.clone(), counted };
+            is_new
+        };
+        let mut table = shared.nodes.write();
+        if is_new {
+            table.set_recorded_replicas(&count.replicas);
+        }
+        let draining = table.iter().filter(|(_, node)| node.is_draining).count();
+        let fenced = table.fences().sessions().len();
+        drop(table);
+        shared.metrics.set_care(&CareGauges { draining, fenced, ..gauges });
+        result
     }
 
     fn set_gauges(&self, now: MonoMs) {
@@ -281,72 +298,9 @@ fn plan_reclaim(due: &[ReclaimEntry], table: &NodeTable, now: MonoMs) -> BTreeMa
     plan
 }
 
-/// A count of all chunk records, a page at a time.
-#[derive(Debug, Default)]
-struct Census {
-    running: Option<Count>,
-    begun: Option<MonoMs>,
-    finished: Count,
-}
-
-#[derive(Debug, Default)]
-struct Count {
-    after: Option<(InodeId, ChunkIndex)>,
-    under_replicated: u64,
-    replicas: BTreeMap<NodeId, u64>,
-}
-
-impl Census {
-    /// Begins a new count if it is time, or at once (dropping the running one) if the nodes have changed.
-    fn begin_if_due(&mut self, now: MonoMs, nodes_changed: bool) {
-        let is_due = self.begun.is_none_or(|begun| now.since(begun) >= CENSUS_PERIOD_MS);
-        if nodes_changed || (self.running.is_none() && is_due) {
-            self.running = Some(Count::default());
-            self.begun = Some(now);
-        }
-    }
-
-    /// Returns after which record the next page begins, or `None` if nothing is to be counted.
-    #[allow(clippy::option_option, reason = "a page after no record is the first one")]
-    fn next_page(&self) -> Option<Option<(InodeId, ChunkIndex)>> {
-        self.running.as_ref().map(|count| count.after)
-    }
-
-    /// Counts a page. Returns whether that finished the count.
-    fn add(&mut self, page: &[ChunkFacts], is_last: bool, is_online: impl Fn(NodeId) -> bool) -> bool {
-        let Some(count) = &mut self.running else { return false };
-        for chunk in page {
-            let online = chunk.in_sync.iter().filter(|node| is_online(**node)).count();
-            if online < chunk.wanted as usize {
-                count.under_replicated += 1;
-            }
-            for node in chunk.in_sync.iter().chain(&chunk.syncing) {
-                *count.replicas.entry(*node).or_default() += 1;
-            }
-            count.after = Some((chunk.inode, chunk.index));
-        }
-        if is_last {
-            self.finished = self.running.take().unwrap_or_default();
-        }
-        is_last
-    }
-
-    /// Returns the chunks with too few in-sync replicas online: of the last whole count, or of the running one if that
-    /// has found more already.
-    fn under_replicated(&self) -> u64 {
-        let running = self.running.as_ref().map_or(0, |count| count.under_replicated);
-        self.finished.under_replicated.max(running)
-    }
-
-    /// Returns the replicas by node, of the last whole count.
-    fn replicas(&self) -> &BTreeMap<NodeId, u64> {
-        &self.finished.replicas
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use dfs_proto::{BootSession, UnixNanos, Version};
+    use dfs_proto::{BootSession, UnixNanos};
 
     use super::*;
     use crate::core::care::NodeFacts;
@@ -371,58 +325,6 @@ mod tests {
             (NodeId(2), vec![ChunkId(7), ChunkId(9)]),
         ];
         assert_eq!(plan, expected.into());
-    }
-
-    fn chunk(inode: u64, index: u32, in_sync: &[u32], syncing: &[u32]) -> ChunkFacts {
-        ChunkFacts {
-            inode: InodeId(inode),
-            index: ChunkIndex(index),
-            chunk: ChunkId(inode * 10 + u64::from(index)),
-            version: Version(1),
-            primary: NodeId(in_sync[0]),
-            in_sync: nodes(in_sync),
-            syncing: nodes(syncing),
-            stale: vec![],
-            is_written: true,
-            set_seq: Seq(1),
-            seq: Seq(1),
-            wanted: 3,
-            chunk_size_log2: 26,
-        }
-    }
-
-    #[test]
-    fn a_census_counts_page_by_page() {
-        let mut census = Census::default();
-        let is_online = |node: NodeId| node != NodeId(3);
-        assert_eq!(census.next_page(), None);
-        census.begin_if_due(MonoMs(0), false);
-        assert_eq!(census.next_page(), Some(None));
-        let page = [chunk(1, 0, &[1, 2, 4], &[]), chunk(1, 1, &[1, 2, 3], &[])];
-        assert!(!census.add(&page, false, is_online));
-        assert_eq!(census.next_page(), Some(Some((InodeId(1), ChunkIndex(1)))));
-        assert_eq!(census.under_replicated(), 1, "what was found is shown before the end");
-        let page = [chunk(2, 0, &[1, 2], &[4])];
-        assert!(census.add(&page, true, is_online));
-        assert_eq!((census.under_replicated(), census.next_page()), (2, None));
-        let expected = [(1, 3), (2, 3), (3, 1), (4, 2)].map(|(node, count)| (NodeId(node), count));
-        assert_eq!(census.replicas(), &expected.into());
-    }
-
-    #[test]
-    fn a_census_begins_again_after_its_period_or_when_nodes_change() {
-        let mut census = Census::default();
-        census.begin_if_due(MonoMs(1_000), false);
-        assert!(census.add(&[chunk(1, 0, &[1], &[])], true, |_| true));
-        census.begin_if_due(MonoMs(10_999), false);
-        assert_eq!(census.next_page(), None);
-        census.begin_if_due(MonoMs(11_000), false);
-        assert_eq!(census.next_page(), Some(None));
-        assert_eq!(census.under_replicated(), 1, "the last whole count is shown until there is a new one");
-        assert!(census.add(&[], true, |_| true));
-        assert_eq!(census.under_replicated(), 0);
-        census.begin_if_due(MonoMs(11_001), true);
-        assert_eq!(census.next_page(), Some(None));
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 
 use dfs_proto::env::Clock;
 use dfs_proto::grant::GrantKey;
-use dfs_proto::{BootSession, ClusterId, Kind, Name, SessionId, UnixNanos};
+use dfs_proto::{BootSession, ChunkIndex, ClusterId, InodeId, Kind, Name, SessionId, UnixNanos};
 use parking_lot::RwLock;
 use prometheus::TextEncoder;
 
@@ -75,6 +75,7 @@ impl Bench {
             grant_key: GrantKey::new([2; 32]),
             boot: BootSession(3),
             data: DataPlane::new(ClusterId([1; 16]), BootSession(3)),
+            care: Default::default(),
             started: MonoMs(0),
             executor,
             metrics,

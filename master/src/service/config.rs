@@ -38,6 +38,8 @@ pub struct MasterConfig {
     pub repair_bytes_per_second: u64,
     /// What each chunk server may read, in bytes a second, to check replicas.
     pub scrub_bytes_per_second: u64,
+    /// Each chunk is checked, and its replicas compared, once in this time; 0: never.
+    pub scrub_period_ms: u64,
 }
 
 impl Default for MasterConfig {
@@ -58,6 +60,7 @@ impl Default for MasterConfig {
             unknown_grace_ms: 60_000,
             repair_bytes_per_second: 100 << 20,
             scrub_bytes_per_second: 20 << 20,
+            scrub_period_ms: 14 * 24 * 3_600_000,
         }
     }
 }

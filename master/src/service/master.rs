@@ -11,6 +11,7 @@ use dfs_proto::{BootSession, ClusterId, Seq};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
+use super::care_world::CareBoard;
 use super::config::{Deadlines, EngineKind, MasterConfig, MasterError};
 use super::data_dir::{ClusterIdentity, DataDir};
 use super::data_plane::DataPlane;
@@ -82,6 +83,7 @@ impl Master {
             metrics,
             nodes: table,
             data: DataPlane::new(identity.cluster, boot),
+            care: CareBoard::default(),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use dfs_proto::replica_set::OrderReport;
 use dfs_proto::{FsError, NodeId};
 use dfs_telemetry::{LATENCY_BUCKETS_SECONDS, counters, gauge, gauges, registered};
 use parking_lot::Mutex;
@@ -14,7 +15,9 @@ use prometheus::{
 };
 
 use crate::core::care::Counters;
+use crate::core::census::Count;
 use crate::core::node_table::NodeState;
+use crate::core::orders::Duty;
 
 /// The operations that are counted, as labels: the messages of `MetaRequest` in snake case. One that is not listed is
 /// counted as `other`.
@@ -66,6 +69,25 @@ pub struct MasterMetrics {
     orphans: IntGauge,
     reclaim_pending: IntGauge,
     under_replicated_chunks: IntGauge,
+    unavailable_chunks: IntGauge,
+    blocked_chunks: IntGauge,
+    syncing_chunks: IntGauge,
+    repair_queue: IntGauge,
+    orders_in_flight: IntGaugeVec,
+    frozen_replicas: IntGauge,
+    unknown_replicas: IntGauge,
+    fenced_sessions: IntGauge,
+    nodes_draining: IntGauge,
+    node_suspect_chunks: IntGaugeVec,
+    replica_set_changes: IntCounterVec,
+    order_results: IntCounterVec,
+    repairs: IntCounter,
+    copied_bytes: IntCounter,
+    scrubbed_chunks: IntCounter,
+    bad_units: IntCounter,
+    repaired_units: IntCounter,
+    lost_replicas: IntCounter,
+    forced_primaries: IntCounter,
     nodes: IntGaugeVec,
     node_up: IntGaugeVec,
     node_capacity_bytes: IntGaugeVec,
@@ -98,7 +120,26 @@ pub struct NodeGauges {
     pub free_bytes: u64,
 }
 
-/// What all gauges but `under_replicated_chunks` show.
+/// What the gauges of the care for replicas show.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CareGauges {
+    /// The last count of the chunk records.
+    pub count: Count,
+    /// Chunks that wait for repair.
+    pub repair_queue: usize,
+    /// Orders under way.
+    pub orders: Vec<(Duty, usize)>,
+    /// Replicas newer than their records.
+    pub frozen: usize,
+    /// Replicas of chunks that are not on record.
+    pub unknown: usize,
+    /// Sessions that are fenced.
+    pub fenced: usize,
+    /// Chunk servers that are to be emptied.
+    pub draining: usize,
+}
+
+/// What the gauges of all else show.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Gauges {
     /// Totals over the records.
@@ -175,6 +216,93 @@ impl MasterMetrics {
                 "dfs_master_under_replicated_chunks",
                 "Chunks with fewer in-sync replicas on online chunk servers than their file wants",
             ),
+            unavailable_chunks: gauge(
+                &registry,
+                "dfs_master_unavailable_chunks",
+                "Chunks without any in-sync replica on an online chunk server: nobody can read them",
+            ),
+            blocked_chunks: gauge(
+                &registry,
+                "dfs_master_blocked_chunks",
+                "Chunks with too few in-sync replicas online for writes to be acknowledged",
+            ),
+            syncing_chunks: gauge(&registry, "dfs_master_syncing_chunks", "Chunks with a replica that is being filled"),
+            repair_queue: gauge(
+                &registry,
+                "dfs_master_repair_queue",
+                "Chunks that wait for a replica, or for one to leave",
+            ),
+            orders_in_flight: gauges(
+                &registry,
+                "dfs_master_orders_in_flight",
+                "Orders that chunk servers were given and have not reported on",
+                &["kind"],
+            ),
+            frozen_replicas: gauge(
+                &registry,
+                "dfs_master_frozen_replicas",
+                "Replicas that are newer than the record of their chunk: nothing is done to them",
+            ),
+            unknown_replicas: gauge(
+                &registry,
+                "dfs_master_unknown_replicas",
+                "Replicas of chunks that are not on record, not yet handed to reclaim",
+            ),
+            fenced_sessions: gauge(
+                &registry,
+                "dfs_master_fenced_sessions",
+                "Lost sessions of mounts whose requests chunk servers refuse",
+            ),
+            nodes_draining: gauge(&registry, "dfs_master_nodes_draining", "Chunk servers that are to be emptied"),
+            node_suspect_chunks: gauges(
+                &registry,
+                "dfs_master_node_suspect_chunks",
+                "Chunks that have an in-sync replica on a chunk server that may have lost acknowledged writes",
+                &["node"],
+            ),
+            replica_set_changes: counters(
+                &registry,
+                "dfs_master_replica_set_changes_total",
+                "Changes of replica sets, asked for by chunk servers or planned by the master",
+                &["kind", "result"],
+            ),
+            order_results: counters(
+                &registry,
+                "dfs_master_order_results_total",
+                "Orders that came to an end",
+                &["kind", "result"],
+            ),
+            repairs: counter(&registry, "dfs_master_repairs_total", "Replicas that were filled and taken in sync"),
+            copied_bytes: counter(
+                &registry,
+                "dfs_master_copied_bytes_total",
+                "Bytes that chunk servers copied to each other by order",
+            ),
+            scrubbed_chunks: counter(
+                &registry,
+                "dfs_master_scrubbed_chunks_total",
+                "Chunks whose replicas were checked and compared",
+            ),
+            bad_units: counter(
+                &registry,
+                "dfs_master_scrub_bad_units_total",
+                "Units of replicas that were found damaged or different by order",
+            ),
+            repaired_units: counter(
+                &registry,
+                "dfs_master_scrub_repaired_units_total",
+                "Units of replicas that were found damaged or different by order, and were mended",
+            ),
+            lost_replicas: counter(
+                &registry,
+                "dfs_master_lost_replicas_total",
+                "In-sync replicas that their chunk server does not hold",
+            ),
+            forced_primaries: counter(
+                &registry,
+                "dfs_master_forced_primaries_total",
+                "Replicas that an administrator made primary although acknowledged writes may be missing there",
+            ),
             nodes: gauges(&registry, "dfs_master_nodes", "Chunk servers on record, by state", &["state"]),
             node_up: gauges(
                 &registry,
@@ -206,6 +334,9 @@ impl MasterMetrics {
         };
         for state in NodeState::ALL {
             this.nodes.with_label_values(&[state.word()]).set(0);
+        }
+        for duty in Duty::ALL {
+            this.orders_in_flight.with_label_values(&[duty.word()]).set(0);
         }
         this
     }
@@ -268,14 +399,68 @@ impl MasterMetrics {
         }
     }
 
-    /// Sets how many chunks have too few in-sync replicas online.
-    pub fn set_under_replicated(&self, chunks: u64) {
-        self.under_replicated_chunks.set(signed(chunks));
+    /// Sets the gauges of the care for replicas.
+    pub fn set_care(&self, values: &CareGauges) {
+        self.under_replicated_chunks.set(signed(values.count.under_replicated));
+        self.unavailable_chunks.set(signed(values.count.unavailable));
+        self.blocked_chunks.set(signed(values.count.below_minimum));
+        self.syncing_chunks.set(signed(values.count.syncing));
+        self.repair_queue.set(signed(values.repair_queue as u64));
+        self.frozen_replicas.set(signed(values.frozen as u64));
+        self.unknown_replicas.set(signed(values.unknown as u64));
+        self.fenced_sessions.set(signed(values.fenced as u64));
+        self.nodes_draining.set(signed(values.draining as u64));
+        for (duty, count) in &values.orders {
+            self.orders_in_flight.with_label_values(&[duty.word()]).set(signed(*count as u64));
+        }
+        self.node_suspect_chunks.reset();
+        for (node, chunks) in &values.count.tainted {
+            self.node_suspect_chunks.with_label_values(&[&node.to_string()]).set(signed(*chunks));
+        }
+    }
+
+    /// Counts a change of a replica set: `kind` is its word.
+    pub fn set_changed(&self, kind: &str, error: Option<&FsError>) {
+        self.replica_set_changes.with_label_values(&[kind, error.map_or("ok", FsError::word)]).inc();
+    }
+
+    /// Counts an order that came to an end.
+    pub fn ordered(&self, duty: Duty, result: &Result<OrderReport, FsError>) {
+        let word = result.as_ref().map_or_else(FsError::word, |_| "ok");
+        self.order_results.with_label_values(&[duty.word(), word]).inc();
+        let Ok(report) = result else { return };
+        self.copied_bytes.inc_by(report.copied_bytes);
+        self.bad_units.inc_by(report.bad_units);
+        self.repaired_units.inc_by(report.repaired_units);
+        match duty {
+            Duty::Fill => self.repairs.inc(),
+            Duty::Scrub => self.scrubbed_chunks.inc(),
+            Duty::HandOver | Duty::Discard => {}
+        }
+    }
+
+    /// Counts an order that was taken back.
+    pub fn withdrawn(&self, duty: Duty) {
+        self.order_results.with_label_values(&[duty.word(), "withdrawn"]).inc();
+    }
+
+    /// Counts a replica in sync that its server does not hold.
+    pub fn lost_replica(&self) {
+        self.lost_replicas.inc();
+    }
+
+    /// Counts a primary that was forced.
+    pub fn forced_primary(&self) {
+        self.forced_primaries.inc();
     }
 }
 
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    registered(registry, IntCounter::new(name, help))
 }
 
 fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
@@ -342,7 +527,19 @@ mod tests {
             uptime: Duration::from_secs(7),
         };
         metrics.set(&gauges);
-        metrics.set_under_replicated(4);
+        let count = Count {
+            under_replicated: 4,
+            unavailable: 1,
+            below_minimum: 2,
+            tainted: [(NodeId(2), 7)].into(),
+            ..Count::default()
+        };
+        metrics.set_care(&CareGauges {
+            count: count.clone(),
+            frozen: 3,
+            orders: vec![(Duty::Fill, 5)],
+            ..CareGauges::default()
+        });
         check(
             &metrics,
             &[
@@ -351,6 +548,11 @@ mod tests {
                 "dfs_master_orphans 1",
                 "dfs_master_reclaim_pending 2",
                 "dfs_master_under_replicated_chunks 4",
+                "dfs_master_unavailable_chunks 1",
+                "dfs_master_blocked_chunks 2",
+                "dfs_master_frozen_replicas 3",
+                "dfs_master_orders_in_flight{kind=\"fill\"} 5",
+                "dfs_master_node_suspect_chunks{node=\"2\"} 7",
                 "dfs_master_nodes{state=\"online\"} 1",
                 "dfs_master_nodes{state=\"lease_expired\"} 0",
                 "dfs_master_nodes{state=\"offline\"} 1",
@@ -369,6 +571,37 @@ mod tests {
         check(&metrics, &["dfs_master_node_up{address=\"c:1\",node=\"1\"} 1"]);
         assert!(!page(&metrics).contains("address=\"a:1\""));
         assert!(page(&metrics).contains("process_resident_memory_bytes"));
+        metrics.set_care(&CareGauges { count: Count { tainted: BTreeMap::new(), ..count }, ..CareGauges::default() });
+        assert!(!page(&metrics).contains("dfs_master_node_suspect_chunks{"), "nothing is suspect any more");
+    }
+
+    #[test]
+    fn changes_and_orders_are_counted_by_kind_and_result() {
+        let metrics = MasterMetrics::new();
+        metrics.set_changed("add", None);
+        metrics.set_changed("drop", Some(&FsError::Stale("")));
+        let report = OrderReport { copied_bytes: 10, checked_units: 9, bad_units: 3, repaired_units: 2 };
+        metrics.ordered(Duty::Fill, &Ok(OrderReport { copied_bytes: 5, ..OrderReport::default() }));
+        metrics.ordered(Duty::Scrub, &Ok(report));
+        metrics.ordered(Duty::Fill, &Err(FsError::NoSpace));
+        metrics.withdrawn(Duty::HandOver);
+        metrics.lost_replica();
+        check(
+            &metrics,
+            &[
+                "dfs_master_replica_set_changes_total{kind=\"add\",result=\"ok\"} 1",
+                "dfs_master_replica_set_changes_total{kind=\"drop\",result=\"stale\"} 1",
+                "dfs_master_repairs_total 1",
+                "dfs_master_copied_bytes_total 15",
+                "dfs_master_scrubbed_chunks_total 1",
+                "dfs_master_scrub_bad_units_total 3",
+                "dfs_master_scrub_repaired_units_total 2",
+                "dfs_master_order_results_total{kind=\"fill\",result=\"no_space\"} 1",
+                "dfs_master_order_results_total{kind=\"hand_over\",result=\"withdrawn\"} 1",
+                "dfs_master_lost_replicas_total 1",
+                "dfs_master_forced_primaries_total 0",
+            ],
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 pub mod admin;
 mod care_calls;
+pub mod care_world;
 pub mod caretaker;
 mod clients;
 pub mod config;
@@ -65,4 +66,6 @@ pub struct Shared {
     pub nodes: Arc<RwLock<NodeTable>>,
     /// Calls to the primaries of chunks.
     pub data: data_plane::DataPlane,
+    /// The care for replicas, and what pages show of it.
+    pub care: care_world::CareBoard,
 }

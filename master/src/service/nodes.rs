@@ -153,6 +153,7 @@ impl ChunkServers for NodeService {
         let (executor, asked) = (Arc::clone(&self.shared.executor), change.clone());
         let reply = blocking(move || executor.change_replicas(asked)).await?;
         log_change(&change, &reply);
+        self.shared.metrics.set_changed(word(&change.kind), reply.result.as_ref().err());
         let grant = reply.grant.map(|grant| self.shared.grant_key.seal(&grant));
         Ok(Response::new(ChangeAnswer { result: reply.result, grant }.into()))
     }
@@ -181,6 +182,16 @@ impl ChunkServers for NodeService {
 fn held(message: &pb::Held) -> Held {
     let home = Home { inode: InodeId(message.inode), index: ChunkIndex(message.index) };
     Held { chunk: ChunkId(message.chunk), home, version: Version(message.version) }
+}
+
+/// Returns the word for a change in metrics.
+fn word(kind: &ChangeKind) -> &'static str {
+    match kind {
+        ChangeKind::Drop { .. } => "drop",
+        ChangeKind::Leave => "leave",
+        ChangeKind::FinishSync { .. } => "finish_sync",
+        ChangeKind::Refresh => "refresh",
+    }
 }
 
 /// Changes of replica sets are rare, and tell what became of data.

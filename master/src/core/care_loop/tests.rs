@@ -130,7 +130,7 @@ impl Cluster {
             reclaimed: Vec::new(),
             failing: BTreeMap::new(),
             done: Vec::new(),
-            seq: 100,
+            seq: 200,
         }
     }
 
