@@ -43,6 +43,7 @@ pub fn master(settings: &Settings, signals: StopSignals) -> anyhow::Result<()> {
         unknown_grace_ms: settings.parse("master.unknown_grace_ms", MS)?,
         repair_bytes_per_second: settings.parse("master.repair_bytes_per_second", "a number of bytes")?,
         scrub_bytes_per_second: settings.parse("master.scrub_bytes_per_second", "a number of bytes")?,
+        scrub_period_ms: settings.parse("master.scrub_period_ms", MS)?,
     };
     let master = Master::start(config).map_err(explain_master)?;
     let addresses = master.addresses();

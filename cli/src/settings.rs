@@ -66,6 +66,11 @@ pub const SETTINGS: &[Setting] = &[
         default: "20971520",
         help: "what each chunk server may read to check replicas, bytes a second",
     },
+    Setting {
+        key: "master.scrub_period_ms",
+        default: "1209600000",
+        help: "in what time each chunk is checked and its replicas compared, ms; 0: never",
+    },
     Setting { key: "chunkd.data", default: "", help: "directories of a chunk server, one a disk, with commas between" },
     Setting { key: "chunkd.master", default: "127.0.0.1:7000", help: "HOST:PORT of the master" },
     Setting { key: "chunkd.listen", default: "127.0.0.1:7100", help: "HOST:PORT of the data plane; HTTP is at PORT+1" },
