@@ -228,6 +228,20 @@ fn a_lost_session_is_replaced_and_says_so() {
 }
 
 #[test]
+fn what_is_open_is_told_to_the_master_of_a_new_session_until_it_is_heard() {
+    let master = FakeMaster::start();
+    let (client, _) = open_session(&[&master.address], soft(5_000));
+    let open = make(&client, "open", Kind::File, true).expect("made");
+    master.end_all_sessions();
+    master.take_log();
+    master.swallow_next("SessionReclaim");
+    make(&client, "new", Kind::Directory, false).expect("made under the new session");
+    let reclaims = master.take_log().iter().filter(|op| *op == "SessionReclaim").count();
+    assert!(reclaims >= 2, "{reclaims}");
+    assert_eq!(master.opens().get(&open.inode.0), Some(&1));
+}
+
+#[test]
 fn content_of_a_lost_session_is_not_written_by_the_next_one() {
     let master = FakeMaster::start();
     let (client, _) = open_session(&[&master.address], soft(5_000));

@@ -157,6 +157,15 @@ impl Session {
         if let Some(OnLost(act)) = self.on_lost.get() {
             act(session);
         }
+        self.reclaim_under_new_session(&opens).inspect_err(|_| {
+            // The next connection is then taken for one to a restarted master, and tells it.
+            let mut state = self.state.lock();
+            state.master_boot = BootSession(0);
+            state.idle.clear();
+        })
+    }
+
+    fn reclaim_under_new_session(&self, opens: &[pb::OpenCount]) -> Result<(), FsError> {
         let (mut connection, _) = self.dial(true)?;
         for batch in opens.chunks(OPENS_BATCH) {
             self.ask(&mut connection, &reclaim(batch.to_vec(), true))?;
