@@ -23,7 +23,7 @@ impl FileSystem {
     ///
     /// # Errors
     ///
-    /// `NoEntry` if it is gone.
+    /// `Stale` if it is gone.
     pub fn get_attr(&self, inode: InodeId) -> Result<Shown, FsError> {
         if let Some(shown) = self.known_attr(inode) {
             return Ok(shown);
@@ -32,7 +32,9 @@ impl FileSystem {
         let attr = match self.master.get_attr(inode) {
             Ok(attr) => attr,
             Err(FsError::NoEntry) => {
-                let attr = self.attrs.removed(inode).ok_or(FsError::NoEntry)?;
+                // A name may lead to another file by now: the kernel looks again.
+                let gone = FsError::Stale("the name leads to a file that is gone");
+                let attr = self.attrs.removed(inode).ok_or(gone)?;
                 return Ok(Shown { attr, ttl_ms: TTL_MS });
             }
             Err(error) => return Err(error),

@@ -29,10 +29,13 @@ impl FileSystem {
     ///
     /// # Errors
     ///
-    /// `NoEntry` if it is gone.
+    /// `Stale` if it is gone: another mount may have given its name to another file, so that the kernel is to look again.
     pub fn open(&self, caller: Caller, inode: InodeId, flags: i32) -> Result<OpenFile, FsError> {
         let (asked, mark) = (self.now(), self.attrs.mark());
-        let opened = self.master.open(caller, inode, may_write(flags))?;
+        let opened = self.master.open(caller, inode, may_write(flags)).map_err(|error| match error {
+            FsError::NoEntry => FsError::Stale("the name leads to a file that is gone"),
+            other => other,
+        })?;
         self.attrs.learn(&opened.attr, mark, asked);
         let content = opened.attr.is_inline.then_some(opened.content);
         Ok(self.enter(&opened.attr, content, flags))
