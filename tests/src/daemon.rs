@@ -1,6 +1,6 @@
 //! One process of dfs: its command line, its log, its life and death.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,8 @@ use crate::{binary, program, wait};
 pub struct Daemon {
     /// Its name in messages.
     pub name: String,
+    /// Words before the command line: a program that becomes the daemon, such as one that enters a network.
+    prefix: Vec<OsString>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     log: PathBuf,
@@ -30,7 +32,20 @@ impl Daemon {
     /// Returns a daemon that is not started yet. Its output goes to `DIRECTORY/NAME.log`.
     pub fn new(name: &str, directory: &Path, arguments: Vec<String>, environment: &[(String, String)]) -> Self {
         let log = directory.join(format!("{name}.log"));
-        Self { name: name.to_owned(), arguments, environment: environment.to_vec(), log, child: None, next: None }
+        let environment = environment.to_vec();
+        Self { name: name.to_owned(), prefix: Vec::new(), arguments, environment, log, child: None, next: None }
+    }
+
+    /// Has it started by `prefix`: words before its command line, the program first.
+    #[must_use]
+    pub fn within(mut self, prefix: Vec<OsString>) -> Self {
+        self.prefix = prefix;
+        self
+    }
+
+    /// Returns its process id, if it was started.
+    pub fn id(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     /// Makes the process of the next [`Daemon::start`], which waits until then.
@@ -47,6 +62,7 @@ impl Daemon {
         let mut shell = command_of("sh".as_ref());
         shell
             .args(["-c", "echo && read go && exec \"$0\" \"$@\" </dev/null >&2"])
+            .args(&self.prefix)
             .arg(binary::dfs()?)
             .args(&self.arguments);
         shell.envs(self.environment.iter().map(|(name, value)| (name, value)));

@@ -1,4 +1,4 @@
-//! One GET over loopback: all that the pages of the daemons need.
+//! One GET: all that the pages of the daemons need.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -14,7 +14,15 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// If nobody answers in time, or the answer is not HTTP.
 pub fn get(port: u16, path: &str) -> Result<(u16, String)> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    get_at(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), path)
+}
+
+/// As [`get`], at any address.
+///
+/// # Errors
+///
+/// As [`get`].
+pub fn get_at(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let mut stream =
         TcpStream::connect_timeout(&address, TIMEOUT).with_context(|| format!("connecting to {address}"))?;
     stream.set_read_timeout(Some(TIMEOUT))?;

@@ -6,6 +6,8 @@
 //! daemon    one process with its log              http      one GET
 //! cluster   master + chunk servers + mounts       manifest  a tree as a list that can be compared
 //! workload  ordinary work that can be checked again later, after a crash or on another mount
+//! faultfs   a file system that fails on demand    chaos     everything fails in turn, under load
+//! random    numbers from a seed                   linearizability   a checker of histories
 //! ```
 //!
 //! What it checks on a mount it also checks on a local directory (`tests/oracle.rs`): there it must pass, or it is the
@@ -14,10 +16,12 @@
 #![allow(clippy::disallowed_methods, reason = "a shell: it owns processes, sockets, files and the time they take")]
 
 pub mod binary;
+pub mod chaos;
 pub mod cluster;
 pub mod daemon;
 pub mod faultfs;
 pub mod http;
+pub mod linearizability;
 pub mod manifest;
 pub mod ports;
 pub mod program;

@@ -11,7 +11,21 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// # Errors
 ///
 /// The last failure, once `deadline` is over; `what` says what was waited for.
-pub fn until<T>(what: &str, deadline: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+pub fn until<T>(what: &str, deadline: Duration, attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    until_every(what, deadline, PAUSE, attempt)
+}
+
+/// As [`until`], with a `pause` between two attempts.
+///
+/// # Errors
+///
+/// As [`until`].
+pub fn until_every<T>(
+    what: &str,
+    deadline: Duration,
+    pause: Duration,
+    mut attempt: impl FnMut() -> Result<T>,
+) -> Result<T> {
     let end = Instant::now() + deadline;
     loop {
         match attempt() {
@@ -19,7 +33,7 @@ pub fn until<T>(what: &str, deadline: Duration, mut attempt: impl FnMut() -> Res
             Err(error) if Instant::now() > end => {
                 return Err(error).with_context(|| format!("waited {deadline:?} in vain until {what}"));
             }
-            Err(_) => std::thread::sleep(PAUSE),
+            Err(_) => std::thread::sleep(pause),
         }
     }
 }
