@@ -50,6 +50,9 @@ struct Global {
     /// error, warn, info, debug, trace, or module=level pairs
     #[arg(long, global = true, value_name = "LEVEL")]
     log_level: Option<String>,
+    /// Any setting that `dfs config` lists, such as master.offline_ms=5000; `dfs up` hands it on to its parts
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// End when this process, which started us, ends
     #[arg(long, global = true, hide = true, value_name = "PID")]
     with_parent: Option<i32>,
@@ -57,7 +60,7 @@ struct Global {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a whole cluster on this machine: a master, three chunk servers and a mount
+    /// Run a whole cluster on this machine: a master, chunk servers and a mount
     Up {
         /// Where its data lives; made if it is not there
         #[arg(long, value_name = "DIR")]
@@ -68,6 +71,9 @@ enum Command {
         /// Ports: master PORT.., chunk servers PORT+100.., mount PORT+200
         #[arg(long, value_name = "PORT")]
         base_port: Option<String>,
+        /// 1 to 9; if it is not said, those that have data there, 3 at least
+        #[arg(long, value_name = "N")]
+        chunk_servers: Option<String>,
         /// Mount options, as for `dfs mount`
         #[arg(short = 'o', value_name = "OPTIONS")]
         options: Vec<String>,
@@ -182,15 +188,19 @@ fn help_mount() -> anyhow::Result<()> {
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { global, command } = arguments;
     let mut settings = Settings::load(global.config.as_deref(), environment)?;
+    for assignment in &global.set {
+        settings.set(assignment)?;
+    }
     settings.set_flag("log.level", global.log_level.clone());
     if let Some(parent) = global.with_parent {
         signals::end_with_parent(parent)?;
     }
     match command {
-        Command::Up { data, mount, base_port, options } => {
+        Command::Up { data, mount, base_port, chunk_servers, options } => {
             settings.set_flag("up.data", data);
             settings.set_flag("up.mount", mount);
             settings.set_flag("up.base_port", base_port);
+            settings.set_flag("up.chunk_servers", chunk_servers);
             let signals = daemon(&settings)?;
             up::run(&settings, &options.join(","), signals)
         }
@@ -253,6 +263,9 @@ fn global_flags(global: &Global) -> Vec<String> {
     }
     if let Some(level) = &global.log_level {
         flags.extend(["--log-level".to_owned(), level.clone()]);
+    }
+    for assignment in &global.set {
+        flags.extend(["--set".to_owned(), assignment.clone()]);
     }
     flags
 }

@@ -11,11 +11,32 @@ use nix::unistd::Pid;
 
 use crate::exit::Exit;
 
-/// The first pause before a restart; it doubles up to `RESTART_PAUSE_MAX` while the process keeps dying young.
-const RESTART_PAUSE: Duration = Duration::from_millis(200);
-const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
-/// A process that lived this long died of something new.
-const SETTLED: Duration = Duration::from_secs(30);
+/// The pauses before a process is started again: short, for others wait for it; longer while it keeps dying young.
+#[derive(Clone, Copy, Debug)]
+struct Pauses {
+    next: Duration,
+}
+
+impl Pauses {
+    const FIRST: Duration = Duration::from_millis(100);
+    const LAST: Duration = Duration::from_secs(2);
+    /// A process that lived this long died of something new.
+    const SETTLED: Duration = Duration::from_secs(10);
+
+    fn new() -> Self {
+        Self { next: Self::FIRST }
+    }
+
+    /// Returns the pause after a process that lived for so long.
+    fn after(&mut self, lived: Duration) -> Duration {
+        if lived >= Self::SETTLED {
+            self.next = Self::FIRST;
+        }
+        let pause = self.next;
+        self.next = (pause * 2).min(Self::LAST);
+        pause
+    }
+}
 
 /// What happened to a process.
 pub struct Ended {
@@ -33,21 +54,24 @@ pub struct Process {
     index: usize,
     pid: Option<Pid>,
     started: Instant,
-    pause: Duration,
+    pauses: Pauses,
+    environment: Vec<(String, String)>,
     /// When it is to be started again.
     pub restart_at: Option<Instant>,
 }
 
 impl Process {
-    /// Returns a process that runs this very program with `arguments`; not yet started.
-    pub fn new(index: usize, name: &str, arguments: Vec<String>) -> Self {
+    /// Returns a process that runs this very program with `arguments`, and with `environment` on top of its own; not yet
+    /// started.
+    pub fn new(index: usize, name: &str, arguments: Vec<String>, environment: &[(String, String)]) -> Self {
         Self {
             name: name.to_owned(),
             arguments,
             index,
             pid: None,
             started: Instant::now(),
-            pause: RESTART_PAUSE,
+            pauses: Pauses::new(),
+            environment: environment.to_vec(),
             restart_at: None,
         }
     }
@@ -66,6 +90,7 @@ impl Process {
         let program = std::env::current_exe().context("finding this program")?;
         let mut child = Command::new(program)
             .args(&self.arguments)
+            .envs(self.environment.iter().cloned())
             .arg("--with-parent")
             .arg(std::process::id().to_string())
             .stdin(Stdio::null())
@@ -91,11 +116,7 @@ impl Process {
             return false;
         }
         let now = Instant::now();
-        if now.duration_since(self.started) > SETTLED {
-            self.pause = RESTART_PAUSE;
-        }
-        self.restart_at = Some(now + self.pause);
-        self.pause = (self.pause * 2).min(RESTART_PAUSE_MAX);
+        self.restart_at = Some(now + self.pauses.after(now.duration_since(self.started)));
         true
     }
 
@@ -128,4 +149,19 @@ fn forward(name: &str, output: Option<impl Read + Send + 'static>) -> anyhow::Re
         }
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_keeps_dying_young_is_started_again_ever_later_but_within_two_seconds() {
+        let mut pauses = Pauses::new();
+        let young = Duration::from_millis(9_999);
+        let after: Vec<u128> = (0..7).map(|_| pauses.after(young).as_millis()).collect();
+        assert_eq!(after, [100, 200, 400, 800, 1_600, 2_000, 2_000]);
+        assert_eq!(pauses.after(Duration::from_secs(10)).as_millis(), 100, "it had settled");
+        assert_eq!(pauses.after(young).as_millis(), 200);
+    }
 }

@@ -4,7 +4,7 @@
 //! DATA/lock              held while it runs: one `up` for a directory
 //! DATA/layout            what this directory is, so that no other one is taken for it
 //! DATA/master            the master's data
-//! DATA/chunkd1 .. 3      the chunk servers' data
+//! DATA/chunkd1 ..        the chunk servers' data
 //! ```
 
 use std::fs::{File, TryLockError};
@@ -28,7 +28,12 @@ use crate::supervise::{Ended, Process};
 use crate::{mount, mount_options, mount_point, show};
 
 const LAYOUT: &str = "dfs up, layout 1\n";
+/// As many as a chunk has replicas.
 const CHUNK_SERVERS: u16 = 3;
+/// Their ports lie between the master's and the mount's.
+const CHUNK_SERVERS_MAX: u16 = 9;
+/// Sections of settings that the parts are given.
+const PASSED_ON: &[&str] = &["log", "master", "chunkd"];
 /// How long each step of the start may take.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a part has to end by itself; the mount writes its dirty data first.
@@ -39,7 +44,10 @@ struct Plan {
     data: PathBuf,
     mount_point: PathBuf,
     base_port: u16,
+    chunk_servers: u16,
     options: String,
+    /// Settings of the parts.
+    environment: Vec<(String, String)>,
 }
 
 impl Plan {
@@ -58,7 +66,7 @@ impl Plan {
     /// Returns every port that will be listened on.
     fn ports(&self) -> Vec<u16> {
         let mut ports: Vec<u16> = (self.base_port..self.base_port + 3).collect();
-        for number in 1..=CHUNK_SERVERS {
+        for number in 1..=self.chunk_servers {
             ports.extend([self.chunk_server_port(number), self.chunk_server_port(number) + 1]);
         }
         ports.push(self.base_port + 200);
@@ -72,7 +80,7 @@ impl Plan {
             "master".to_owned(),
             ["master", "--data", &path("master"), "--listen", &self.master()].map(String::from).to_vec(),
         )];
-        for number in 1..=CHUNK_SERVERS {
+        for number in 1..=self.chunk_servers {
             let name = format!("chunkd{number}");
             let listen = format!("127.0.0.1:{}", self.chunk_server_port(number));
             let arguments = ["chunkd", "--data", &path(&name), "--master", &self.master(), "--listen", &listen];
@@ -82,7 +90,9 @@ impl Plan {
         let mount_point = self.mount_point.display().to_string();
         let mount = ["mount", &self.master(), &mount_point, "-f", "-o", options.trim_end_matches(',')];
         list.push(("mount".to_owned(), mount.map(String::from).to_vec()));
-        list.into_iter().enumerate().map(|(index, (name, arguments))| Process::new(index, &name, arguments)).collect()
+        let process =
+            |(index, (name, arguments)): (usize, (String, _))| Process::new(index, &name, arguments, &self.environment);
+        list.into_iter().enumerate().map(process).collect()
     }
 
     fn table(&self) -> String {
@@ -95,7 +105,7 @@ impl Plan {
             url(self.base_port + 2),
             self.data.join("master").display().to_string(),
         ));
-        for number in 1..=CHUNK_SERVERS {
+        for number in 1..=self.chunk_servers {
             let port = self.chunk_server_port(number);
             let data = self.data.join(format!("chunkd{number}")).display().to_string();
             rows.push(row(&format!("chunkd{number}"), format!("127.0.0.1:{port}"), url(port + 1), data));
@@ -111,11 +121,14 @@ impl Plan {
 ///
 /// What keeps it from starting; nothing is left running then.
 pub fn run(settings: &Settings, option_list: &str, signals: StopSignals) -> anyhow::Result<()> {
+    let data = absolute(settings.required("up.data", "--data")?)?;
     let plan = Plan {
-        data: absolute(settings.required("up.data", "--data")?)?,
+        chunk_servers: count_chunk_servers(settings, &data)?,
+        data,
         mount_point: absolute(settings.required("up.mount", "--mount")?)?,
         base_port: settings.parse("up.base_port", "a port from 1024 to 65000")?,
         options: option_list.to_owned(),
+        environment: settings.variables(PASSED_ON),
     };
     if !(1024..=65_000).contains(&plan.base_port) {
         return Err(usage(format!("up.base_port = {}: a port from 1024 to 65000 is expected", plan.base_port)));
@@ -146,6 +159,26 @@ pub fn run(settings: &Settings, option_list: &str, signals: StopSignals) -> anyh
         println!("stopped; the data is in {}", mount_point::shown(&plan.data));
     }
     outcome
+}
+
+/// Returns how many chunk servers there are to be: as many as is said, else those that have data, three at least.
+fn count_chunk_servers(settings: &Settings, data: &Path) -> anyhow::Result<u16> {
+    let has_data = |number: &u16| data.join(format!("chunkd{number}")).is_dir();
+    let found = (1..=CHUNK_SERVERS_MAX).rev().find(has_data).unwrap_or(0);
+    if settings.text("up.chunk_servers").is_empty() {
+        return Ok(found.max(CHUNK_SERVERS));
+    }
+    let count: u16 = settings.parse("up.chunk_servers", "a number from 1 to 9")?;
+    if !(1..=CHUNK_SERVERS_MAX).contains(&count) {
+        return Err(usage(format!("up.chunk_servers = {count}: a number from 1 to {CHUNK_SERVERS_MAX} is expected")));
+    }
+    if count < found {
+        let shown = mount_point::shown(data);
+        return Err(refused(format!(
+            "{shown} has the data of {found} chunk servers: {count} of them would not be all"
+        )));
+    }
+    Ok(count)
 }
 
 fn absolute(path: &str) -> anyhow::Result<PathBuf> {
@@ -255,7 +288,7 @@ impl Cluster {
         for process in &mut self.processes[1..mount] {
             process.start(&self.ended_sender)?;
         }
-        let all = usize::from(CHUNK_SERVERS);
+        let all = usize::from(plan.chunk_servers);
         let have_leases = |status: &StatusReply| status.nodes.iter().filter(|node| node.lease_valid).count() >= all;
         if !self
             .wait_until("the chunk servers to register", || admin.status().is_ok_and(|status| have_leases(&status)))?
@@ -393,6 +426,23 @@ mod tests {
         assert!(error.contains("in use"), "{error}");
         drop(held);
         take_data_directory(directory.path()).expect("free again, and known");
+    }
+
+    #[test]
+    fn no_server_s_data_is_left_out() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let count = |said: Option<&str>| {
+            let mut settings = Settings::load(None, |_| None).expect("the defaults");
+            settings.set_flag("up.chunk_servers", said.map(str::to_owned));
+            count_chunk_servers(&settings, directory.path())
+        };
+        assert_eq!((count(None).expect("new"), count(Some("9")).expect("new")), (3, 9));
+        std::fs::create_dir(directory.path().join("chunkd5")).expect("made");
+        assert_eq!((count(None).expect("as found"), count(Some("6")).expect("one more")), (5, 6));
+        assert!(count(Some("4")).expect_err("too few").to_string().contains("5 chunk servers"));
+        for wrong in ["0", "10", "x"] {
+            assert!(count(Some(wrong)).is_err(), "{wrong}");
+        }
     }
 
     #[test]
