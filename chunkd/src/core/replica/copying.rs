@@ -1,0 +1,323 @@
+//! Making all members equal, as part of an activation: doubts, pulls, pushes, one after the other. Nothing as a rule.
+//!
+//! Members are counted as in the plan: 0 is our own replica.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use dfs_proto::limits::UNIT_SIZE;
+use dfs_proto::{FsError, NodeId};
+
+use super::super::message::{DiskAnswer, DiskJob, Event, PeerAnswer, PeerRequest, Tag};
+use super::super::reconcile::{self, Copy, Plan, Table};
+use super::super::unit::UnitState;
+use super::activation::Activation;
+use super::call::{Call, News, Step};
+use super::{Job, ReplicaCore};
+
+/// How the copying goes on.
+pub(super) enum Copied {
+    Pending,
+    Done,
+    /// A member was lost over it; why.
+    Lost(NodeId, String),
+    /// Compare again.
+    Again(FsError),
+    Failed(FsError),
+    OwnDisk(FsError),
+}
+
+/// What is left to copy.
+#[derive(Debug, Default)]
+pub(super) struct Copying {
+    tasks: VecDeque<Task>,
+    doing: Option<Doing>,
+    /// The highest seq in any table.
+    pub highest_seq: u64,
+    /// Units that were copied.
+    pub copied: u64,
+    /// Units that were in doubt.
+    pub doubts: u64,
+}
+
+#[derive(Debug)]
+enum Task {
+    /// Take units from the first of `sources` that gives them.
+    Fetch { sources: Vec<usize>, first: u32, count: u32, is_needed: bool },
+    /// Send units of ours to a member.
+    Push { member: usize, first: u32, count: u32, is_healed: bool },
+    /// Equal stamps, different content: whoever's data matches its checksum is right; ours is asked first.
+    Settle { unit: u32, holders: Vec<usize> },
+}
+
+#[derive(Debug)]
+enum Doing {
+    Fetching { tag: Tag, sources: Vec<usize>, first: u32, count: u32, is_needed: bool },
+    Storing { tag: Tag, count: u32 },
+    ReadingToPush { tag: Tag, member: usize, first: u32, count: u32, is_healed: bool },
+    Pushing { tag: Tag, member: usize, count: u32 },
+    ReadingToSettle { tag: Tag, unit: u32, holders: Vec<usize> },
+}
+
+impl Copying {
+    /// Returns what makes the replicas with these tables equal.
+    pub fn new(tables: &[Table]) -> Self {
+        let Plan { doubts, pulls, pushes, highest_seq } = reconcile::plan(tables);
+        let doubtful = doubts.len() as u64;
+        let settle = doubts.into_iter().map(|(unit, holders)| Task::Settle { unit, holders });
+        let fetch = pulls.into_iter().map(|Copy { member, first, count }| Task::Fetch {
+            sources: vec![member],
+            first,
+            count,
+            is_needed: true,
+        });
+        let push = pushes.into_iter().map(|Copy { member, first, count }| Task::Push {
+            member,
+            first,
+            count,
+            is_healed: false,
+        });
+        let tasks: VecDeque<_> = settle.chain(fetch).chain(push).collect();
+        Self { tasks, doing: None, highest_seq, copied: 0, doubts: doubtful }
+    }
+
+    /// Returns whether units of our own replica may change.
+    pub fn changes_us(&self) -> bool {
+        self.tasks.iter().any(|task| !matches!(task, Task::Push { .. }))
+    }
+}
+
+impl ReplicaCore {
+    /// Goes on with the copying of `activation`.
+    pub(super) fn copy(
+        &mut self,
+        step: &mut Step<'_>,
+        call: &mut Call,
+        activation: &mut Activation,
+        copying: &mut Copying,
+        news: News,
+    ) -> Copied {
+        if let Some(doing) = copying.doing.take() {
+            let copied = self.copied(step, call, activation, copying, doing, news);
+            if let Some(copied) = copied {
+                return copied;
+            }
+        }
+        let Some(task) = copying.tasks.pop_front() else { return Copied::Done };
+        let doing = match task {
+            Task::Fetch { sources, first, count, is_needed } => {
+                let request = PeerRequest::Fetch { first, count };
+                let tag = activation.send(step, call, sources[0] - 1, request, Bytes::new());
+                Doing::Fetching { tag, sources, first, count, is_needed }
+            }
+            Task::Push { member, first, count, is_healed } => {
+                let tag = self.start(step, call, DiskJob::Read { first, count }, Job::Look);
+                Doing::ReadingToPush { tag: activation.owns(tag), member, first, count, is_healed }
+            }
+            Task::Settle { unit, holders } => {
+                let tag = self.start(step, call, DiskJob::Read { first: unit, count: 1 }, Job::Look);
+                Doing::ReadingToSettle { tag: activation.owns(tag), unit, holders }
+            }
+        };
+        copying.doing = Some(doing);
+        Copied::Pending
+    }
+
+    /// Takes in the news of what is being done. Returns `None` if it is done.
+    fn copied(
+        &mut self,
+        step: &mut Step<'_>,
+        call: &mut Call,
+        activation: &mut Activation,
+        copying: &mut Copying,
+        doing: Doing,
+        news: News,
+    ) -> Option<Copied> {
+        match (doing, news) {
+            (Doing::Fetching { tag, first, count, sources, is_needed }, News::Peer(known, result)) if known == tag => {
+                match result.and_then(|answer| units_of(answer, count)) {
+                    Ok((states, payload)) => {
+                        let put = DiskJob::Put { first, states, payload, key: None, needs_room: false };
+                        let tag = self.start(step, call, put, Job::Copy);
+                        copying.doing = Some(Doing::Storing { tag: activation.owns(tag), count });
+                        Some(Copied::Pending)
+                    }
+                    Err(error) => {
+                        let is_silent = step.now() >= activation.until;
+                        fetch_elsewhere(activation, copying, (first, count), sources, is_needed, is_silent, error)
+                    }
+                }
+            }
+            (Doing::Storing { tag, count }, News::Disk(known, result)) if known == tag => match result {
+                Ok(_) => {
+                    copying.copied += u64::from(count);
+                    None
+                }
+                Err(FsError::NoSpace) => Some(Copied::Failed(FsError::NoSpace)),
+                Err(error) => Some(Copied::OwnDisk(error)),
+            },
+            (Doing::ReadingToPush { tag, member, first, count, is_healed }, News::Disk(known, result))
+                if known == tag =>
+            {
+                match result {
+                    Ok(DiskAnswer::Units(states, content)) => {
+                        push_read(step, call, activation, copying, (member, first, is_healed), &states, &content);
+                        copying.doing.is_some().then_some(Copied::Pending)
+                    }
+                    Ok(_) => Some(Copied::Failed(FsError::Protocol(format!("{count} units were to be read")))),
+                    Err(error) => Some(Copied::OwnDisk(error)),
+                }
+            }
+            (Doing::Pushing { tag, member, count }, News::Peer(known, result)) if known == tag => {
+                let node = activation.others[member - 1].node;
+                match result {
+                    Ok(PeerAnswer::Done) => {
+                        copying.copied += u64::from(count);
+                        None
+                    }
+                    Ok(_) => Some(Copied::Lost(node, "it answered something else to a push".into())),
+                    // It may be restarting, or follow another activation: the next attempt will tell.
+                    Err(error @ (FsError::TryAgain(_) | FsError::Stale(_) | FsError::NoReplica(_)))
+                        if step.now() < activation.until =>
+                    {
+                        Some(Copied::Again(error))
+                    }
+                    Err(error) => Some(Copied::Lost(node, error.to_string())),
+                }
+            }
+            (Doing::ReadingToSettle { tag, unit, holders }, News::Disk(known, result)) if known == tag => {
+                match result {
+                    Ok(DiskAnswer::Units(states, _)) => {
+                        let is_own_good = holders.contains(&0) && states.first().is_some_and(Option::is_some);
+                        for member in (1..=activation.others.len()).rev() {
+                            copying.tasks.push_front(Task::Push { member, first: unit, count: 1, is_healed: true });
+                        }
+                        if !is_own_good {
+                            let sources: Vec<_> = holders.into_iter().filter(|member| *member > 0).collect();
+                            copying.tasks.push_front(Task::Fetch { sources, first: unit, count: 1, is_needed: true });
+                        }
+                        None
+                    }
+                    Ok(_) => Some(Copied::Failed(FsError::Protocol("a unit was to be read".into()))),
+                    Err(error) => Some(Copied::OwnDisk(error)),
+                }
+            }
+            (doing, _) => {
+                copying.doing = Some(doing);
+                Some(Copied::Pending)
+            }
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments, reason = "the parts of one task")]
+/// Goes on after a member did not give units: one of them may be damaged there, so each is taken from whoever has it.
+fn fetch_elsewhere(
+    activation: &Activation,
+    copying: &mut Copying,
+    (first, count): (u32, u32),
+    mut sources: Vec<usize>,
+    is_needed: bool,
+    is_silent: bool,
+    error: FsError,
+) -> Option<Copied> {
+    let source = sources.remove(0);
+    if count > 1 {
+        for unit in (first..first + count).rev() {
+            let wanted = state_at(&activation.tables[source], unit);
+            let has_it = |member: &usize| state_at(&activation.tables[*member], unit) == wanted;
+            let sources: Vec<_> = (1..activation.tables.len()).filter(has_it).collect();
+            copying.tasks.push_front(Task::Fetch { sources, first: unit, count: 1, is_needed });
+        }
+        return None;
+    }
+    if !sources.is_empty() {
+        copying.tasks.push_front(Task::Fetch { sources, first, count, is_needed });
+        return None;
+    }
+    if !is_needed {
+        return None;
+    }
+    if is_silent {
+        return Some(Copied::Lost(activation.others[source - 1].node, error.to_string()));
+    }
+    // A member leaves a damaged unit out of its next table, so the next comparison goes without it.
+    Some(Copied::Again(error))
+}
+
+/// Sends the good units of what was read to a member. Damaged ones are first taken from members that have the same:
+/// without this a member that is behind would stay behind, and be taken for a good copy later.
+fn push_read(
+    step: &mut Step<'_>,
+    call: &mut Call,
+    activation: &mut Activation,
+    copying: &mut Copying,
+    (member, first, is_healed): (usize, u32, bool),
+    states: &[Option<UnitState>],
+    content: &Bytes,
+) {
+    let count = states.len() as u32;
+    let bad = (first..).zip(states).filter(|(_, state)| state.is_none()).map(|(unit, _)| unit);
+    let bad: Vec<u32> = bad.collect();
+    if let Some(unit) = bad.first() {
+        step.note(Event::Damaged { unit: *unit, count: bad.len() as u32, node: step.context.node });
+    }
+    if bad.is_empty() {
+        let payload = data_of(states, content);
+        let states: Vec<_> = states.iter().flatten().copied().collect();
+        let request = PeerRequest::Push { first, states, activation: activation.number };
+        let tag = activation.send(step, call, member - 1, request, payload);
+        copying.doing = Some(Doing::Pushing { tag, member, count });
+        return;
+    }
+    if !is_healed {
+        copying.tasks.push_front(Task::Push { member, first, count, is_healed: true });
+        for unit in bad {
+            let wanted = state_at(&activation.tables[0], unit);
+            let has_it = |other: &usize| wanted.is_some() && state_at(&activation.tables[*other], unit) == wanted;
+            let sources: Vec<_> = (1..activation.tables.len()).filter(has_it).collect();
+            if !sources.is_empty() {
+                copying.tasks.push_front(Task::Fetch { sources, first: unit, count: 1, is_needed: false });
+            }
+        }
+        return;
+    }
+    // They stay as they are everywhere: reads of them go on to say so, or find a good copy.
+    let mut at = first;
+    let mut runs = Vec::new();
+    for run in states.chunk_by(|one, next| one.is_some() == next.is_some()) {
+        let count = run.len() as u32;
+        if run[0].is_some() {
+            runs.push(Task::Push { member, first: at, count, is_healed: true });
+        }
+        at += count;
+    }
+    runs.into_iter().rev().for_each(|run| copying.tasks.push_front(run));
+}
+
+/// Returns the units in the answer to Fetch.
+pub(super) fn units_of(answer: PeerAnswer, count: u32) -> Result<(Vec<UnitState>, Bytes), FsError> {
+    match answer {
+        PeerAnswer::Units { states, payload } if states.len() == count as usize => Ok((states, payload)),
+        PeerAnswer::Units { .. } => Err(FsError::Protocol("another number of units than was asked for".into())),
+        _ => Err(FsError::Protocol("the answer to fetch has no units".into())),
+    }
+}
+
+/// Returns the content of those units that hold data, of what a disk has read.
+pub(super) fn data_of(states: &[Option<UnitState>], content: &Bytes) -> Bytes {
+    let is_data = |state: &Option<UnitState>| state.is_some_and(|state| !state.hole);
+    if states.iter().all(is_data) {
+        return content.clone();
+    }
+    let unit = UNIT_SIZE as usize;
+    let mut payload = BytesMut::with_capacity(states.iter().filter(|state| is_data(state)).count() * unit);
+    for (_, bytes) in states.iter().zip(content.chunks_exact(unit)).filter(|(state, _)| is_data(state)) {
+        payload.extend_from_slice(bytes);
+    }
+    payload.freeze()
+}
+
+fn state_at(table: &Table, unit: u32) -> Option<UnitState> {
+    table.binary_search_by_key(&unit, |(number, _)| *number).ok().map(|at| table[at].1)
+}
