@@ -12,6 +12,7 @@
 pub mod care;
 pub mod care_loop;
 pub mod census;
+pub mod check;
 pub mod drain;
 pub mod fences;
 pub mod fleet;

@@ -84,13 +84,21 @@ pub struct Delta {
 impl Delta {
     /// Applies the change.
     pub fn apply(&self, counters: &mut Counters) {
-        const EXACT: &str = "totals are exact, so none falls below 0";
-        let add = |total: &mut u64, change: i64| *total = total.checked_add_signed(change).expect(EXACT);
-        add(&mut counters.inodes, self.inodes);
-        add(&mut counters.chunks, self.chunks);
-        counters.logical_bytes = counters.logical_bytes.checked_add_signed(self.logical_bytes.into()).expect(EXACT);
-        add(&mut counters.orphans, self.orphans);
-        add(&mut counters.reclaim_pending, self.reclaim_pending);
+        self.try_apply(counters).expect("totals are exact, so none falls below 0");
+    }
+
+    /// Applies the change, unless a total would fall below 0: then `None`, and `counters` is of no use any more.
+    #[must_use]
+    pub fn try_apply(&self, counters: &mut Counters) -> Option<()> {
+        let add = |total: &mut u64, change: i64| {
+            *total = total.checked_add_signed(change)?;
+            Some(())
+        };
+        add(&mut counters.inodes, self.inodes)?;
+        add(&mut counters.chunks, self.chunks)?;
+        counters.logical_bytes = counters.logical_bytes.checked_add_signed(self.logical_bytes.into())?;
+        add(&mut counters.orphans, self.orphans)?;
+        add(&mut counters.reclaim_pending, self.reclaim_pending)
     }
 }
 
@@ -129,7 +137,7 @@ impl Outcome {
 
     /// Returns whether any record changes.
     pub fn is_change(&self) -> bool {
-        !self.inodes.is_empty() || !self.writes.is_empty()
+        !self.inodes.is_empty() || !self.writes.is_empty() || self.totals != Delta::default()
     }
 
     /// Puts a record that is not an inode, and is not put twice by the same operation unless the later one counts.

@@ -10,7 +10,8 @@ use dfs_proto::{ChunkId, ChunkIndex, FsError, InodeId, NodeId, Seq};
 use super::MasterState;
 use super::care::chunk_facts;
 use crate::core::care::{ChunkFacts, SetChange};
-use crate::core::care_loop::World;
+use crate::core::care_loop::{Care, World};
+use crate::core::check::Mend;
 use crate::core::fleet::FleetNode;
 use crate::core::key::{Key, Range};
 use crate::core::op;
@@ -98,6 +99,26 @@ impl MasterState {
     /// Returns the chunk servers as planners see them now.
     pub fn fleet(&self) -> BTreeMap<NodeId, FleetNode> {
         FleetNode::all(&self.nodes().read(), self.clock.mono())
+    }
+
+    /// Corrects numbers that a check found to be wrong.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Stale`] if they are not what they were; [`FsError::Io`].
+    pub fn mend(&mut self, mend: &Mend) -> Result<(), FsError> {
+        self.internal(|view| op::mend(view, mend)).map(|_| ())
+    }
+
+    /// Has `care` do a bounded piece of its work, for whoever holds the state alone: a simulator does this every second.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Io`] if the master cannot serve.
+    pub fn care(&mut self, care: &mut Care, grant_key: &GrantKey) -> Result<(), FsError> {
+        let (now, nodes) = (self.clock.mono(), self.fleet());
+        let inbox = std::mem::take(&mut *self.control().inbox.lock());
+        care.tick(now, nodes, inbox, &mut StateWorld { state: self, grant_key })
     }
 
     /// As [`World::change`].

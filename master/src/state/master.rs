@@ -11,6 +11,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use dfs_proto::env::Clock;
+use dfs_proto::planted::{self, Bug};
 use dfs_proto::{BootSession, ChunkId, FsError, InodeId, MonoMs, NodeId, Seq, SessionId, UnixNanos};
 use parking_lot::{Mutex, RwLock};
 
@@ -32,7 +33,7 @@ use crate::core::session::{KeptReply, REPLIES_MAX, ReclaimWindow, Reply, Session
 use crate::core::standing::Standing;
 use crate::core::unsettled::Unsettled;
 use crate::core::view::{Cluster, Stop, View};
-use crate::store::{MetaStore, StoreError};
+use crate::store::{MetaStore, Snapshot, StoreError};
 
 /// Positions that a restart leaves free above the last one found: more than can have been told to mounts and lost.
 const SEQ_GAP_AT_RESTART: u64 = 1 << 20;
@@ -70,8 +71,6 @@ pub struct Settings {
     pub session_ms: u64,
     /// How long a restart waits for the sessions it knew.
     pub reclaim_window_ms: u64,
-    /// How long a replica of no known chunk is kept.
-    pub unknown_grace_ms: u64,
     /// A random number.
     pub seed: u64,
 }
@@ -193,7 +192,9 @@ impl MasterState {
         for (key, record) in owner.records.read_range(&Range::nodes())? {
             if let (Key::Node(id), Record::Node(node)) = (key, record) {
                 owner.nodes_on_record.insert(node.facts.server_id, id);
-                owner.control.nodes.write().note_record(id, &node);
+                if !node.is_removed() {
+                    owner.control.nodes.write().note_record(id, &node);
+                }
             }
         }
         for (key, _) in owner.records.read_range(&Range::orphans())? {
@@ -346,6 +347,7 @@ impl MasterState {
     fn perform_once(&mut self, call: &Call) -> Answer {
         let session = self.sessions.get_mut(call.session).expect("the session was just found");
         if call.number > 0
+            && !planted::is(Bug::NoReplyCache)
             && let Some(kept) = session.replies.get_mut(&call.number)
         {
             let reply = kept.reply.clone();
@@ -555,6 +557,16 @@ impl MasterState {
         self.sync()?;
         self.settle();
         Ok(())
+    }
+
+    /// Commits, and returns all records as they are then, to be read while others go on.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StoreError> {
+        self.commit()?;
+        self.records.store().snapshot()
     }
 
     /// Commits the batch that was made, if there is one.

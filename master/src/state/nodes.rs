@@ -90,6 +90,17 @@ impl MasterState {
         Ok(applied.durable_first)
     }
 
+    /// Forgets node `id`, which no chunk names.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Io`].
+    pub fn remove_node(&mut self, id: NodeId) -> Result<Seq, FsError> {
+        let applied = self.internal(|view| op::remove_node(view, id))?;
+        self.control.nodes.write().remove(id);
+        Ok(applied.durable_first)
+    }
+
     /// Returns the tables that pulses and reports touch.
     pub fn control(&self) -> &Control {
         &self.control

@@ -30,6 +30,7 @@ macro_rules! conformance_tests {
             everything_committed_is_there_after_a_restart
             many_batches_survive_many_restarts
             a_scan_sees_through_thousands_of_deletes
+            a_snapshot_shows_one_moment
         );
     };
     (@each $harness:ty: $($name:ident)*) => {
@@ -228,4 +229,20 @@ pub fn a_scan_sees_through_thousands_of_deletes(harness: &mut impl Harness) {
     let deletes: Vec<&str> = keys[..2_999].iter().map(String::as_str).collect();
     store.commit(&batch(2, &[], &deletes)).unwrap();
     check(&*store, "k", "l", 5, "k02999=v");
+}
+
+/// What is committed after a snapshot was taken is not in it.
+pub fn a_snapshot_shows_one_moment(harness: &mut impl Harness) {
+    let store = harness.start();
+    store.commit(&batch(1, &[("a", "1"), ("b", "1")], &[])).unwrap();
+    let snapshot = store.snapshot().unwrap();
+    store.commit(&batch(2, &[("a", "2"), ("c", "2")], &["b"])).unwrap();
+    let text = |pairs: Vec<(Bytes, Bytes)>| -> String {
+        let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+        pairs.iter().map(|(key, value)| format!("{}={} ", text(key), text(value))).collect()
+    };
+    assert_eq!(text(snapshot.scan(b"a", b"z", 10).unwrap()), "a=1 b=1 ");
+    assert_eq!(text(snapshot.scan(b"a", b"z", 1).unwrap()), "a=1 ");
+    assert_eq!(text(snapshot.scan(b"", b"b", 10).unwrap()), "a=1 ");
+    assert_eq!(text(store.scan(b"a", b"z", 10).unwrap()), "a=2 c=2 ");
 }

@@ -28,11 +28,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use dfs_proto::Seq;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, Readable};
 use parking_lot::Mutex;
 
 use super::journal::{self, MARK_KEY, Mark};
-use super::{Batch, MetaStore, StoreError, check_batch};
+use super::{Batch, MetaStore, Snapshot, StoreError, check_batch};
 
 const KEYSPACE: &str = "records";
 /// Blocks of tables that are kept in memory: a million inodes with their names are about 300 MiB.
@@ -251,6 +251,32 @@ impl MetaStore for EmbeddedStore {
 
     fn last_seq(&self) -> Seq {
         Seq(self.last_seq.load(Ordering::Acquire))
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError> {
+        self.check()?;
+        Ok(Box::new(EmbeddedSnapshot { moment: self.database.snapshot(), records: self.records.clone() }))
+    }
+}
+
+/// The pairs of one moment; fjall keeps what it needs for as long as this lives.
+struct EmbeddedSnapshot {
+    moment: fjall::Snapshot,
+    records: Keyspace,
+}
+
+impl Snapshot for EmbeddedSnapshot {
+    fn scan(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        let start = start.max(&[1]);
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        let found = self.moment.range(&self.records, start..end).take(limit);
+        let pair = |guard: fjall::Guard| {
+            let (key, value) = guard.into_inner().map_err(|error| engine(&error))?;
+            Ok((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)))
+        };
+        found.map(pair).collect()
     }
 }
 

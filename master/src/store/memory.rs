@@ -4,13 +4,14 @@
 //! gone: as after kill -9, everything committed is there. [`MemoryStore::crash`] is a power cut.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use dfs_proto::Seq;
 use parking_lot::Mutex;
 
-use super::{Batch, MetaStore, StoreError};
+use super::{Batch, MetaStore, Snapshot, StoreError};
 
 type Map = BTreeMap<Bytes, Bytes>;
 
@@ -120,11 +121,7 @@ impl MetaStore for MemoryStore {
     fn scan(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
         let contents = self.shared.lock();
         contents.check()?;
-        if start >= end {
-            return Ok(Vec::new());
-        }
-        let range = contents.live.range::<[u8], _>((std::ops::Bound::Included(start), std::ops::Bound::Excluded(end)));
-        Ok(range.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect())
+        Ok(scan(&contents.live, start, end, limit))
     }
 
     fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
@@ -160,6 +157,28 @@ impl MetaStore for MemoryStore {
     fn last_seq(&self) -> Seq {
         self.shared.lock().last_seq
     }
+
+    fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError> {
+        let contents = self.shared.lock();
+        contents.check()?;
+        Ok(Box::new(MemorySnapshot(contents.live.clone())))
+    }
+}
+
+struct MemorySnapshot(Map);
+
+impl Snapshot for MemorySnapshot {
+    fn scan(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        Ok(scan(&self.0, start, end, limit))
+    }
+}
+
+fn scan(map: &Map, start: &[u8], end: &[u8], limit: usize) -> Vec<(Bytes, Bytes)> {
+    if start >= end {
+        return Vec::new();
+    }
+    let range = map.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)));
+    range.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 #[cfg(test)]

@@ -141,4 +141,21 @@ pub trait MetaStore: Send + Sync {
 
     /// Returns the `seq` of the last committed batch, 0 if there was none.
     fn last_seq(&self) -> Seq;
+
+    /// Returns all pairs as they are now, to be read by any thread while others go on. Called by the thread that commits.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    fn snapshot(&self) -> Result<Box<dyn Snapshot>, StoreError>;
+}
+
+/// The pairs of one moment.
+pub trait Snapshot: Send {
+    /// As [`MetaStore::scan`].
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    fn scan(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
 }

@@ -13,6 +13,7 @@ mod get_chunks;
 mod link;
 mod lookup;
 mod make;
+mod mend;
 mod node;
 mod open;
 mod punch_chunks;
@@ -36,7 +37,8 @@ use dfs_proto::{FsError, InodeId, UnixNanos};
 
 pub use chunk_list::DROPPED_AT_ONCE;
 pub use cut::{cut_done, drop_more, pending};
-pub use node::{drain_node, register_node};
+pub use mend::mend;
+pub use node::{drain_node, register_node, remove_node};
 pub use purge::purge;
 pub use raise_version::raise_version;
 pub use reclaim::reclaim_done;

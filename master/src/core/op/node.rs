@@ -76,3 +76,25 @@ pub fn drain_node(view: &View<'_>, id: NodeId, is_draining: bool) -> Result<Outc
     }
     Ok(outcome)
 }
+
+/// Forgets a chunk server: its id stays its own, should it ever come back, and belongs to nobody else. One that is not on
+/// record changes nothing.
+///
+/// # Errors
+///
+/// [`Stop`].
+pub fn remove_node(view: &View<'_>, id: NodeId) -> Result<Outcome, Stop> {
+    let mut outcome = Outcome::new(view);
+    if let Some(Record::Node(known)) = view.find(&Key::Node(id))?
+        && !known.is_removed()
+    {
+        let mut node = Node::clone(&known);
+        node.end_run(known.boot);
+        node.facts = NodeFacts { server_id: known.facts.server_id, ..NodeFacts::default() };
+        node.is_draining = false;
+        node.seq = outcome.seq();
+        outcome.durable_first = node.seq;
+        outcome.put(Key::Node(id), Record::Node(Arc::new(node)));
+    }
+    Ok(outcome)
+}

@@ -29,6 +29,12 @@ pub struct Node {
 const ENDED_MAX: usize = 16;
 
 impl Node {
+    /// Returns whether it was removed: only its id is kept.
+    pub fn is_removed(&self) -> bool {
+        // One that registers says where it is.
+        self.facts.data_address.is_empty()
+    }
+
     /// Remembers that `boot` has ended.
     pub fn end_run(&mut self, boot: BootSession) {
         if !self.ended.contains(&boot) {
