@@ -51,7 +51,7 @@ pub(super) fn activate(
     let present = was_there && !state.header.incomplete;
     let seq = state.order.last_seq();
     drop(state);
-    let table = replica.open.file.table().map_err(store_failure)?;
+    let table = replica.open.file.table();
     check_disk(&replica)?;
     let highest = table.iter().map(|(_, state)| state.stamp.seq).max().unwrap_or(0);
     Ok(pb::UnitTable {
@@ -110,10 +110,10 @@ pub(super) fn prepare(
     let open = &replica.open;
     let change = || -> Result<(), StoreError> {
         if prepare.zero {
-            return open.file.zero(first, count, stamp);
+            return open.file.zero(first, count, stamp, None);
         }
         open.take_room(first, count)?;
-        open.file.put(first, &states, payload)
+        open.file.put(first, &states, payload, None)
     };
     let applied =
         completed.and_then(|()| open.disk.judge(open.disk.check().and_then(|()| change())).map_err(store_failure));
@@ -213,15 +213,15 @@ pub(super) fn push_units(
     };
     let open = &replica.open;
     let pushed = || -> Result<bool, StoreError> {
-        let slots = open.file.slots(push.first_unit, states.len() as u32)?;
+        let slots = open.file.slots(push.first_unit, states.len() as u32);
         let is_newer = |slot: &Slot, pushed: &UnitState| match slot {
-            Slot::Known { state, .. } => state.stamp > pushed.stamp,
+            Slot::Known(state) => state.stamp > pushed.stamp,
             Slot::Never | Slot::Damaged => false,
         };
         if slots.iter().zip(&states).any(|(slot, pushed)| is_newer(slot, pushed)) {
             return Ok(false);
         }
-        open.file.put(push.first_unit, &states, payload)?;
+        open.file.put(push.first_unit, &states, payload, None)?;
         Ok(true)
     };
     let result = open.disk.judge(open.disk.check().and_then(|()| pushed()));

@@ -64,6 +64,7 @@ pub(super) fn new_header(grant: &Grant) -> Header {
     Header {
         chunk: grant.chunk,
         version: grant.version,
+        home: grant.home,
         chunk_size_log2: grant.chunk_size_log2,
         incomplete: !grant.may_create,
     }
@@ -224,7 +225,7 @@ fn activate(shared: &Shared, replica: &Replica, grant: &Grant, number: u64, dead
         body: Some(data_request::Body::Activate(pb::Activate { activation: number })),
     };
     let calls = shared.peers.send(&own, &others, &request, &[], attempt);
-    let mut tables: Vec<Table> = vec![replica.open.file.table().map_err(store_failure)?];
+    let mut tables: Vec<Table> = vec![replica.open.file.table()];
     let own_disk = check_disk(replica);
     let mut has_content = !replica.lock().header.incomplete;
     // Every answer is read, even after a failure, so that its connection can be used again.
@@ -305,7 +306,7 @@ impl Round<'_> {
         Ok(())
     }
 
-    fn change(&self, first: u32, states: &[UnitState], payload: &[u8]) -> Result<(), FsError> {
+    fn change(&self, first: u32, states: &[UnitState], payload: &Bytes) -> Result<(), FsError> {
         let under_way = {
             let mut state = self.replica.lock();
             if !matches!(state.role, Role::Activating(number) if number == self.number) {
@@ -314,7 +315,7 @@ impl Round<'_> {
             self.replica.begin_change(&mut state)
         };
         let open = &self.replica.open;
-        let result = open.disk.judge(open.disk.check().and_then(|()| open.file.put(first, states, payload)));
+        let result = open.disk.judge(open.disk.check().and_then(|()| open.file.put(first, states, payload, None)));
         drop(under_way.end());
         result.map_err(store_failure)
     }
@@ -395,7 +396,7 @@ impl Round<'_> {
     fn heal(&self, tables: &[Table], first: u32, reads: &[UnitRead]) -> Result<bool, FsError> {
         let mut is_any = false;
         for (unit, _) in (first..).zip(reads).filter(|(_, read)| **read == UnitRead::Bad) {
-            let wanted = self.replica.open.file.slots(unit, 1).map_err(store_failure)?[0].state();
+            let wanted = self.replica.open.file.slots(unit, 1)[0].state();
             let has_it = |member: usize| wanted.is_some() && state_at(&tables[member], unit) == wanted;
             is_any |= (1..tables.len()).any(|member| has_it(member) && self.fetch(member, unit, 1).is_ok());
         }

@@ -162,7 +162,7 @@ fn repair(
     shared.metrics.corrupt_units.inc();
     tracing::error!(%chunk, unit, "a unit is damaged");
     // A member that is behind, which only a double fault can leave, has no good copy.
-    let entry = replica.open.file.slots(unit, 1).map_err(store_failure)?[0].state();
+    let entry = replica.open.file.slots(unit, 1)[0].state();
     let mut failure = None;
     for member in active.others.iter() {
         let until = shared.attempt_deadline(deadline);
@@ -177,7 +177,7 @@ fn repair(
                 } else {
                     content.copy_from_slice(&payload);
                 }
-                replica.repair(active, unit, || replica.open.file.put(unit, &states, &payload))?;
+                replica.repair(active, unit, || replica.open.file.put(unit, &states, &payload, None))?;
                 shared.metrics.repaired_units.inc();
                 tracing::info!(%chunk, unit, from = %member.node, "repaired a unit");
                 return Ok(state);
@@ -199,7 +199,7 @@ pub(super) fn extents(
 ) -> Result<pb::ExtentMap, FsError> {
     let (first, end) = unit_range(request.offset, request.length, grant.chunk_size_log2)?;
     let extents = while_current(shared, replica, grant, (first, end), deadline, |_| {
-        replica.open.file.extents(first, end - first).map_err(store_failure)
+        Ok(replica.open.file.extents(first, end - first))
     })?;
     let extent = |(first, end): (u32, u32)| pb::Extent { offset: first * UNIT_SIZE, length: (end - first) * UNIT_SIZE };
     Ok(pb::ExtentMap { extents: extents.into_iter().map(extent).collect() })

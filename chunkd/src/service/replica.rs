@@ -346,7 +346,13 @@ mod tests {
     fn a_thread_that_panics_in_a_change_ends_the_role_and_keeps_nobody_waiting() {
         let directory = tempfile::tempdir().expect("a directory");
         let store = ReplicaStore::open(&[directory.path().to_owned()], 0, "boot").expect("opens");
-        let header = Header { chunk: ChunkId(1), version: Version(1), chunk_size_log2: 16, incomplete: false };
+        let header = Header {
+            chunk: ChunkId(1),
+            version: Version(1),
+            home: Default::default(),
+            chunk_size_log2: 16,
+            incomplete: false,
+        };
         let replica = Replica::new(store.create_replica(&header).expect("made"));
         let active = Active { version: Version(1), activation: 5, base: 0, others: Arc::from([]) };
         replica.lock().serve_as(active.clone());

@@ -138,7 +138,7 @@ impl ChunkServer {
         }
         self.runtime.shutdown_timeout(Duration::from_secs(1));
         let is_synced = self.shared.store.disks().iter().filter(|disk| !disk.has_failed()).all(|disk| {
-            let synced = disk.sync_all();
+            let synced = disk.flush();
             if let Err(error) = &synced {
                 tracing::error!(disk = %disk.path().display(), %error, "cannot sync the disk");
             }

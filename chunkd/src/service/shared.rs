@@ -149,11 +149,12 @@ impl Shared {
 pub(super) fn store_failure(error: StoreError) -> FsError {
     match error {
         StoreError::NoSpace => FsError::NoSpace,
+        StoreError::Deleted => FsError::Stale("the chunk was deleted"),
         StoreError::Open(_)
         | StoreError::Read(_)
         | StoreError::Write(_)
         | StoreError::Fenced(_)
-        | StoreError::NewerFormat(_) => FsError::NoReplica(format!("this server's disk: {error}")),
+        | StoreError::OtherFormat(_) => FsError::NoReplica(format!("this server's disk: {error}")),
         StoreError::BadFile(reason) => FsError::Corrupt(reason),
     }
 }

@@ -91,7 +91,7 @@ pub(super) fn zero(
     let key = |part| RequestKey { client: request.client, number: request.number, part };
     let edge = |part, unit: u32, offset: u32, end: u32| -> Result<u64, FsError> {
         let active = ensure_active(shared, replica, grant, deadline)?;
-        let extents = replica.open.file.extents(unit, 1).map_err(store_failure)?;
+        let extents = replica.open.file.extents(unit, 1);
         if extents.is_empty() && replica.lock().is_active(active.activation) && is_quiet(replica, unit) {
             return Ok(0);
         }
@@ -183,7 +183,7 @@ fn attempt(shared: &Shared, replica: &Replica, active: &Active, job: &Job, deadl
         match shared.suspects(&active.others) {
             Ok(members) if members.is_empty() => {}
             // What is there may be overwritten on a full disk.
-            _ if replica.open.file.is_allocated(first, count).map_err(failed)? => {}
+            _ if replica.open.file.is_allocated(first, count) => {}
             members => suspects = members.map_err(Attempt::Failed)?,
         }
     }
@@ -319,10 +319,10 @@ fn apply(replica: &Replica, active: &Active, job: &Job, image: &PostImage, seq: 
     let stamp = WriteStamp { version: active.version, seq };
     let open = &replica.open;
     let change = || match job.content {
-        Content::Holes => open.file.zero(job.first, job.end - job.first, stamp),
+        Content::Holes => open.file.zero(job.first, job.end - job.first, stamp, None),
         Content::Data { .. } => {
             let states: Vec<UnitState> = image.crcs.iter().map(|crc| UnitState::data(stamp, *crc)).collect();
-            open.file.put(job.first, &states, &image.payload)
+            open.file.put(job.first, &states, &image.payload, None)
         }
     };
     open.disk.judge(open.disk.check().and_then(|()| change())).map_err(store_failure)

@@ -1,30 +1,34 @@
 //! A data directory: whose it is, that nobody else uses it, and how its last use ended.
 //!
 //! ```text
-//! DIR/IDENTITY        text, a word and its value a line: dfs-chunkd 1 (format), cluster, server, disk (hex), crc
+//! DIR/IDENTITY        text, a word and its value a line: dfs-chunkd 2 (format), cluster, server, disk (hex), crc
 //! DIR/LOCK            flock'ed while a process uses the directory
 //! DIR/BOOT            the host's boot id when the directory was last taken into use
 //! DIR/CLEAN           exists after an orderly stop, until the next start; what is in it does not matter
+//! DIR/SUSPECT         exists if writes that were acknowledged may be gone, until the master was told; says why
+//! DIR/journal/        see `journal`
 //! DIR/replicas/xx/    one file per replica, named by the chunk id in 16 hex digits; xx are the two before the last two
 //! ```
 //!
 //! 256 chunks that were made one after the other share a directory: ext4 gives each directory a block group of its own, and
 //! one file in each of many was measured to cost 0.6 ms to make.
 //!
-//! Small files are replaced whole: written beside, synced, renamed, and the directory synced.
+//! Small files are replaced whole: written beside, synced, renamed, and the directory synced. `IDENTITY` comes last when
+//! a directory is made: where it is, there is a journal.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use dfs_proto::env::random_bytes;
 use dfs_proto::{ChunkId, ClusterId};
-use nix::fcntl::{Flock, FlockArg};
 
-use super::StoreError;
+use super::journal::log::DIRECTORY as JOURNAL;
+use super::volume::{NameKind, Volume, read_small, remove_if_there, replace_small};
 
 /// The format of data directories that is written.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
+/// Where the replicas are.
+const REPLICAS: &str = "replicas";
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -66,68 +70,93 @@ pub struct DirIdentity {
 /// A data directory in our use.
 #[derive(Debug)]
 pub struct DataDir {
-    /// The directory.
-    pub path: PathBuf,
+    /// What is in it.
+    pub volume: Arc<dyn Volume>,
     /// Whose it is.
     pub identity: DirIdentity,
-    /// Keeps other processes away.
-    pub lock: Flock<File>,
+    /// It was empty. Its identity is not written yet.
+    pub is_new: bool,
     /// The last use was ended in order.
     pub was_clean: bool,
     /// The host restarted since the last use.
     pub host_rebooted: bool,
+    /// It has a mark that says that acknowledged writes may be gone.
+    pub is_marked: bool,
 }
 
 impl DataDir {
-    /// Takes the directory at `path` into use; makes it and its identity if there is none, for `server` if given.
+    /// Looks at the directory; if it is empty, makes an identity, for `server` if given. Nothing of what it says of its
+    /// last use is changed until [`Self::take`].
     ///
     /// # Errors
     ///
     /// [`DataDirError`], which names the directory.
-    pub fn open(path: &Path, server: Option<[u8; 16]>, boot_id: &str) -> Result<Self, DataDirError> {
+    pub fn open(
+        volume: Arc<dyn Volume>,
+        server: Option<[u8; 16]>,
+        boot_id: &str,
+        fresh_id: fn() -> [u8; 16],
+    ) -> Result<Self, DataDirError> {
         let failed = |what: &'static str| {
-            let path = path.to_owned();
+            let path = PathBuf::from(volume.label());
             move |error: io::Error| DataDirError::Io { path, what, error }
         };
-        fs::create_dir_all(path.join("replicas")).map_err(failed("cannot be made"))?;
-        let lock_file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path.join("LOCK"))
-            .map_err(failed("cannot open LOCK"))?;
-        let lock = Flock::lock(lock_file, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| DataDirError::InUse(path.to_owned()))?;
-        let identity = match fs::read_to_string(path.join("IDENTITY")) {
-            Ok(text) => decode(&text).map_err(|reason| DataDirError::Mismatch { path: path.to_owned(), reason })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                for fan in 0..=255u8 {
-                    fs::create_dir_all(path.join(format!("replicas/{fan:02x}"))).map_err(failed("cannot be filled"))?;
-                }
-                sync(&path.join("replicas")).map_err(failed("cannot be synced"))?;
-                let identity =
-                    DirIdentity { cluster: None, server: server.unwrap_or_else(random_bytes), disk: random_bytes() };
-                replace(path, "IDENTITY", &encode(&identity)).map_err(failed("cannot write IDENTITY"))?;
-                identity
-            }
-            Err(error) => return Err(failed("cannot read IDENTITY")(error)),
+        let text = |path: &str| {
+            read_small(&*volume, path).map(|bytes| bytes.map(|b| String::from_utf8_lossy(&b).into_owned()))
         };
-        let boot_before = fs::read_to_string(path.join("BOOT")).ok();
-        let is_new = boot_before.is_none();
-        let was_clean = is_new || path.join("CLEAN").exists();
+        let written = text("IDENTITY").map_err(failed("cannot read IDENTITY"))?;
+        let is_new = written.is_none();
+        let identity = match written {
+            Some(written) => decode(&written)
+                .map_err(|reason| DataDirError::Mismatch { path: PathBuf::from(volume.label()), reason })?,
+            None => {
+                volume.create_directory(JOURNAL).map_err(failed("cannot be filled"))?;
+                for fan in 0..=255u8 {
+                    volume.create_directory(&format!("{REPLICAS}/{fan:02x}")).map_err(failed("cannot be filled"))?;
+                }
+                volume.sync_directory(REPLICAS).map_err(failed("cannot be synced"))?;
+                DirIdentity { cluster: None, server: server.unwrap_or_else(fresh_id), disk: fresh_id() }
+            }
+        };
+        let boot_before = text("BOOT").map_err(failed("cannot read BOOT"))?;
+        let names = volume.list("").map_err(failed("cannot be listed"))?;
+        let exists = |wanted: &str| names.iter().any(|name| name.name == wanted);
+        let was_clean = is_new || boot_before.is_none() || exists("CLEAN");
         let host_rebooted = boot_before.is_some_and(|before| before.trim() != boot_id);
-        if is_new || host_rebooted {
-            replace(path, "BOOT", boot_id).map_err(failed("cannot write BOOT"))?;
+        let mut dir = Self { is_marked: exists("SUSPECT"), volume, identity, is_new, was_clean, host_rebooted };
+        if !was_clean && host_rebooted && !dir.is_marked {
+            // Before BOOT forgets it: this start may be the next one that is killed.
+            let path = PathBuf::from(dir.volume.label());
+            mark_suspect(&*dir.volume, "the host restarted without an orderly stop")
+                .map_err(|error| DataDirError::Io { path, what: "cannot write SUSPECT", error })?;
+            dir.is_marked = true;
         }
-        if let Err(error) = fs::remove_file(path.join("CLEAN"))
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(failed("cannot remove CLEAN")(error));
+        Ok(dir)
+    }
+
+    /// Notes that the directory is in use from now on, by a host with `boot_id`. Its journal has been brought in order.
+    ///
+    /// # Errors
+    ///
+    /// [`DataDirError::Io`].
+    pub fn take(&self, boot_id: &str) -> Result<(), DataDirError> {
+        let failed = |what: &'static str| {
+            let path = PathBuf::from(self.volume.label());
+            move |error: io::Error| DataDirError::Io { path, what, error }
+        };
+        let volume = &*self.volume;
+        if self.is_new {
+            replace_small(volume, "IDENTITY", encode(&self.identity).as_bytes())
+                .map_err(failed("cannot write IDENTITY"))?;
         }
+        let boot = read_small(volume, "BOOT").map_err(failed("cannot read BOOT"))?;
+        if boot.is_none_or(|boot| boot.trim_ascii() != boot_id.as_bytes()) {
+            replace_small(volume, "BOOT", boot_id.as_bytes()).map_err(failed("cannot write BOOT"))?;
+        }
+        remove_if_there(volume, "CLEAN").map_err(failed("cannot remove CLEAN"))?;
         // Even if there was nothing to change: a start that was killed right here may have left its changes unsynced, and
         // a CLEAN that comes back after a power loss would be believed.
-        sync(path).map_err(failed("cannot be synced"))?;
-        Ok(Self { path: path.to_owned(), identity, lock, was_clean, host_rebooted })
+        volume.sync_directory("").map_err(failed("cannot be synced"))
     }
 
     /// Returns the chunks that have a replica here, in no order. Whatever is not a plain file in the place that its name
@@ -137,74 +166,72 @@ impl DataDir {
     ///
     /// [`DataDirError::Io`].
     pub fn chunks(&self) -> Result<Vec<ChunkId>, DataDirError> {
-        let failed = |error| DataDirError::Io { path: self.path.clone(), what: "cannot list replicas", error };
-        let mut chunks = Vec::new();
-        for fan in fs::read_dir(self.path.join("replicas")).map_err(failed)? {
-            let fan = fan.map_err(failed)?;
-            if !fan.file_type().map_err(failed)?.is_dir() {
-                continue;
-            }
-            for entry in fs::read_dir(fan.path()).map_err(failed)? {
-                let entry = entry.map_err(failed)?;
-                let name = entry.file_name();
-                let id = name.to_str().filter(|name| name.len() == 16).map(|name| u64::from_str_radix(name, 16));
-                if let Some(Ok(id)) = id
-                    && replica_path(&self.path, ChunkId(id)).1 == entry.path()
-                    && entry.file_type().map_err(failed)?.is_file()
-                {
-                    chunks.push(ChunkId(id));
-                }
-            }
-        }
-        Ok(chunks)
+        list_chunks(&*self.volume).map_err(|error| DataDirError::Io {
+            path: PathBuf::from(self.volume.label()),
+            what: "cannot list replicas",
+            error,
+        })
     }
 }
 
-/// Notes in the directory at `path` which cluster it belongs to.
+fn list_chunks(volume: &dyn Volume) -> io::Result<Vec<ChunkId>> {
+    let mut chunks = Vec::new();
+    for fan in volume.list(REPLICAS)?.into_iter().filter(|fan| fan.kind == NameKind::Directory) {
+        let directory = format!("{REPLICAS}/{}", fan.name);
+        for entry in volume.list(&directory)?.into_iter().filter(|entry| entry.kind == NameKind::File) {
+            let id = Some(&entry.name).filter(|name| name.len() == 16).map(|name| u64::from_str_radix(name, 16));
+            if let Some(Ok(id)) = id
+                && replica_path(ChunkId(id)).1 == format!("{directory}/{}", entry.name)
+            {
+                chunks.push(ChunkId(id));
+            }
+        }
+    }
+    Ok(chunks)
+}
+
+/// Notes in a directory which cluster it belongs to.
 ///
 /// # Errors
 ///
-/// The operating system's.
-pub fn write_identity(path: &Path, identity: &DirIdentity) -> io::Result<()> {
-    replace(path, "IDENTITY", &encode(identity))
+/// The volume's.
+pub fn write_identity(volume: &dyn Volume, identity: &DirIdentity) -> io::Result<()> {
+    replace_small(volume, "IDENTITY", encode(identity).as_bytes())
 }
 
-/// Notes in the directory at `path` that its use ends in order: all replicas have been synced.
+/// Notes in a directory that its use ends in order: all replicas have been synced.
 ///
 /// # Errors
 ///
-/// The operating system's.
-pub fn write_clean(path: &Path) -> io::Result<()> {
-    replace(path, "CLEAN", "")
+/// The volume's.
+pub fn write_clean(volume: &dyn Volume) -> io::Result<()> {
+    replace_small(volume, "CLEAN", b"")
 }
 
-/// Returns the directory and the file of the replica of `chunk` under the data directory `path`.
-pub fn replica_path(path: &Path, chunk: ChunkId) -> (PathBuf, PathBuf) {
-    let directory = path.join(format!("replicas/{:02x}", chunk.0 >> 8 & 0xff));
-    let file = directory.join(format!("{:016x}", chunk.0));
+/// Notes in a directory that writes which were acknowledged may be gone.
+///
+/// # Errors
+///
+/// The volume's.
+pub fn mark_suspect(volume: &dyn Volume, reason: &str) -> io::Result<()> {
+    replace_small(volume, "SUSPECT", reason.as_bytes())
+}
+
+/// Takes the mark of [`mark_suspect`] away: the master knows.
+///
+/// # Errors
+///
+/// The volume's.
+pub fn clear_suspect(volume: &dyn Volume) -> io::Result<()> {
+    remove_if_there(volume, "SUSPECT")?;
+    volume.sync_directory("")
+}
+
+/// Returns the directory and the file of the replica of `chunk` in its volume.
+pub fn replica_path(chunk: ChunkId) -> (String, String) {
+    let directory = format!("{REPLICAS}/{:02x}", chunk.0 >> 8 & 0xff);
+    let file = format!("{directory}/{:016x}", chunk.0);
     (directory, file)
-}
-
-/// Makes names in `path` durable.
-///
-/// # Errors
-///
-/// [`StoreError::Open`] if the directory cannot be opened; [`StoreError::Write`] if it cannot be synced.
-pub fn sync_directory(path: &Path) -> Result<(), StoreError> {
-    File::open(path).map_err(StoreError::Open)?.sync_all().map_err(StoreError::Write)
-}
-
-fn replace(directory: &Path, name: &str, text: &str) -> io::Result<()> {
-    let beside = directory.join(format!("{name}.new"));
-    let mut file = File::create(&beside)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&beside, directory.join(name))?;
-    sync(directory)
-}
-
-fn sync(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
 }
 
 fn hex(bytes: &[u8; 16]) -> String {
@@ -230,8 +257,8 @@ fn decode(text: &str) -> Result<DirIdentity, String> {
     }
     let get = |word: &str| words.get(word).copied().ok_or_else(|| format!("IDENTITY has no {word:?}"));
     let format: u32 = get("dfs-chunkd")?.parse().map_err(|_| "IDENTITY has no format number".to_owned())?;
-    if format > FORMAT {
-        return Err(format!("it has format {format}, this build knows formats up to {FORMAT}: use a newer dfs"));
+    if format != FORMAT {
+        return Err(format!("it has format {format}, this build knows only format {FORMAT}"));
     }
     let body = text.rfind("crc ").map_or("", |at| &text[..at]);
     if get("crc")? != format!("{:08x}", crc32c::crc32c(body.as_bytes())) {
@@ -244,52 +271,73 @@ fn decode(text: &str) -> Result<DirIdentity, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, File};
+    use std::path::Path;
+
+    use super::super::volume::OsVolume;
     use super::*;
 
     #[test]
-    fn the_stored_sample_of_format_1_still_decodes() {
+    fn the_stored_sample_of_format_2_still_decodes() {
         let identity = DirIdentity { cluster: Some(ClusterId([0xc1; 16])), server: [0x5e; 16], disk: [0xd1; 16] };
-        let sample = "dfs-chunkd 1\ncluster c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1\nserver \
-                      5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e\ndisk d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1\ncrc f511bc4d\n";
+        let sample = "dfs-chunkd 2\ncluster c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1\nserver \
+                      5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e\ndisk d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1\ncrc 61b264cd\n";
         assert_eq!(encode(&identity), sample);
         assert_eq!(decode(sample), Ok(identity));
         let damaged = sample.replace("d1d1d1d1", "d1d1d1d2");
         assert!(decode(&damaged).expect_err("refused").contains("damaged"));
-        let newer = sample.replace("dfs-chunkd 1", "dfs-chunkd 2");
-        assert!(decode(&newer).expect_err("refused").contains("format 2"));
+        for other in [1, 3] {
+            let other_format = sample.replace("dfs-chunkd 2", &format!("dfs-chunkd {other}"));
+            assert!(decode(&other_format).expect_err("refused").contains(&format!("format {other}")));
+        }
+    }
+
+    /// As a start does.
+    fn start(path: &Path, boot_id: &str) -> Option<DataDir> {
+        let volume = OsVolume::take(path).expect("can be made")?;
+        let dir = DataDir::open(Arc::new(volume), None, boot_id, || [7; 16]).expect("opens");
+        dir.take(boot_id).expect("is taken");
+        Some(dir)
     }
 
     #[test]
     fn a_directory_has_one_user_and_remembers_how_its_last_use_ended() {
         let parent = tempfile::tempdir().expect("a directory");
         let path = parent.path().join("disk");
-        let first = DataDir::open(&path, None, "boot-1").expect("opens");
-        assert!(first.was_clean && !first.host_rebooted, "new");
-        let error = DataDir::open(&path, None, "boot-1").expect_err("in use").to_string();
-        assert!(error.contains("in use") && error.contains("disk"), "{error}");
+        let first = start(&path, "boot-1").expect("free");
+        assert!(first.is_new && first.was_clean && !first.host_rebooted, "new");
+        assert!(start(&path, "boot-1").is_none(), "in use");
         let identity = first.identity;
         drop(first);
 
-        let second = DataDir::open(&path, None, "boot-1").expect("opens");
-        assert!(!second.was_clean && !second.host_rebooted, "killed");
+        let second = start(&path, "boot-1").expect("free");
+        assert!(!second.is_new && !second.was_clean && !second.host_rebooted && !second.is_marked, "killed");
         assert_eq!(second.identity, identity);
-        write_clean(&path).expect("writes");
+        write_clean(&*second.volume).expect("writes");
         drop(second);
 
-        let third = DataDir::open(&path, None, "boot-2").expect("opens");
-        assert!(third.was_clean && third.host_rebooted, "stopped in order, then the host restarted");
+        let third = start(&path, "boot-2").expect("free");
+        assert!(
+            third.was_clean && third.host_rebooted && !third.is_marked,
+            "stopped in order, then the host restarted"
+        );
         drop(third);
-        let fourth = DataDir::open(&path, None, "boot-3").expect("opens");
-        assert!(!fourth.was_clean && fourth.host_rebooted, "power loss");
+        let fourth = start(&path, "boot-3").expect("free");
+        assert!(!fourth.was_clean && fourth.host_rebooted && fourth.is_marked, "power loss");
+        drop(fourth);
+        let fifth = start(&path, "boot-3").expect("free");
+        assert!(fifth.is_marked, "nobody was told of the power loss yet");
+        clear_suspect(&*fifth.volume).expect("clears");
+        drop(fifth);
+        assert!(!start(&path, "boot-3").expect("free").is_marked);
     }
 
     #[test]
     fn replicas_are_found_by_their_names_only() {
         let parent = tempfile::tempdir().expect("a directory");
-        let dir = DataDir::open(parent.path(), None, "boot").expect("opens");
+        let dir = start(parent.path(), "boot").expect("free");
         for chunk in [1, 0x1ff, u64::MAX] {
-            let (_, file) = replica_path(parent.path(), ChunkId(chunk));
-            File::create(file).expect("creates");
+            dir.volume.create(&replica_path(ChunkId(chunk)).1).expect("creates");
         }
         File::create(parent.path().join("replicas/00/junk")).expect("creates");
         File::create(parent.path().join("replicas/stray")).expect("creates");

@@ -1,21 +1,26 @@
-//! One data directory as a disk: its space, and whether it can still be trusted.
+//! One data directory as a disk: its space, its journal, and whether it can still be trusted.
 
-use std::fs::File;
-use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-
-use nix::fcntl::Flock;
+use std::sync::{Arc, OnceLock};
 
 use super::StoreError;
+use super::data_dir::mark_suspect;
+use super::journal::{Due, Journal, JournalFigures};
+use super::volume::Volume;
 
 /// A disk of this server.
 #[derive(Debug)]
 pub struct Disk {
     /// Made when the directory was first used, kept on it.
     pub id: [u8; 16],
+    volume: Arc<dyn Volume>,
     path: PathBuf,
+    /// None if the disk could not be taken into use.
+    journal: OnceLock<Journal>,
+    /// The server's other disks.
+    others: OnceLock<Vec<Arc<dyn Volume>>>,
     failed: AtomicBool,
     replicas: AtomicU64,
     capacity: AtomicU64,
@@ -23,35 +28,91 @@ pub struct Disk {
     room: AtomicI64,
     reserve_max: u64,
     is_mute: AtomicBool,
-    lock: Flock<File>,
 }
 
 impl Disk {
-    /// Returns the disk at `path`, which `lock` keeps for us. Of its space `reserve_max` bytes are left alone, but at
-    /// most 5 %.
+    /// Returns the disk on `volume`. Of its space `reserve_max` bytes are left alone, but at most 5 %.
     ///
     /// # Errors
     ///
     /// If the file system cannot be asked for its space.
-    pub fn new(id: [u8; 16], path: PathBuf, lock: Flock<File>, reserve_max: u64) -> std::io::Result<Self> {
+    pub fn new(id: [u8; 16], volume: Arc<dyn Volume>, reserve_max: u64) -> io::Result<Self> {
         let disk = Self {
             id,
-            path,
+            path: PathBuf::from(volume.label()),
+            volume,
+            journal: OnceLock::new(),
+            others: OnceLock::new(),
             failed: AtomicBool::new(false),
             replicas: AtomicU64::new(0),
             capacity: AtomicU64::new(0),
             room: AtomicI64::new(0),
             reserve_max,
             is_mute: AtomicBool::new(false),
-            lock,
         };
         disk.measure()?;
         Ok(disk)
     }
 
+    /// Gives the disk its journal.
+    pub(super) fn set_journal(&self, journal: Journal) {
+        assert!(self.journal.set(journal).is_ok(), "a disk has one journal");
+    }
+
+    /// Tells the disk where else a failure of it may be noted.
+    pub(super) fn set_others(&self, others: Vec<Arc<dyn Volume>>) {
+        assert!(self.others.set(others).is_ok(), "it is told once");
+    }
+
     /// Returns the data directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns what its files are in.
+    pub fn volume(&self) -> &dyn Volume {
+        &*self.volume
+    }
+
+    /// Returns its journal.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Fenced`] if there is none: it was found corrupt.
+    pub(super) fn journal(&self) -> Result<&Journal, StoreError> {
+        self.journal.get().ok_or_else(|| self.fenced())
+    }
+
+    /// Returns what the journal has done and has to do.
+    pub fn journal_figures(&self) -> JournalFigures {
+        self.journal.get().map(Journal::figures).unwrap_or_default()
+    }
+
+    /// Says what is due: whoever runs the store looks from time to time, at least each second.
+    pub fn due(&self) -> Due {
+        if self.has_failed() { Due::default() } else { self.journal.get().map(Journal::due).unwrap_or_default() }
+    }
+
+    /// Brings everything that was done to stable media, and into the chunk files: due each second, so that a power loss
+    /// costs no more than that of what was not synced.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NoSpace`]: some of it stays in memory and in the journal. [`StoreError::Write`],
+    /// [`StoreError::Fenced`]: the disk is fenced.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.check()?;
+        self.judge(self.journal()?.flush())
+    }
+
+    /// As [`Self::flush`], and the tables too, so that the journal's space is free again.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::flush`].
+    pub fn checkpoint(&self) -> Result<(), StoreError> {
+        self.check()?;
+        self.judge(self.journal()?.checkpoint())
     }
 
     /// Asks the file system for its space, and whether the directory is still the one that was taken into use. A
@@ -60,7 +121,7 @@ impl Disk {
     /// # Errors
     ///
     /// The operating system's; logged.
-    pub fn measure(&self) -> std::io::Result<()> {
+    pub fn measure(&self) -> io::Result<()> {
         let outcome = self.look();
         match &outcome {
             Ok(()) => self.is_mute.store(false, Ordering::Relaxed),
@@ -72,43 +133,16 @@ impl Disk {
         outcome
     }
 
-    fn look(&self) -> std::io::Result<()> {
-        if !self.is_in_place()? {
+    fn look(&self) -> io::Result<()> {
+        if !self.volume.is_in_place()? {
             self.fence("its directory has gone, or is another one now");
-            return Err(ErrorKind::NotFound.into());
+            return Err(io::ErrorKind::NotFound.into());
         }
-        let stat = nix::sys::statvfs::statvfs(&self.path)?;
-        let capacity = stat.blocks() * stat.fragment_size();
-        let free = stat.blocks_available() * stat.fragment_size();
-        let reserve = self.reserve_max.min(capacity / 20);
-        self.capacity.store(capacity, Ordering::Relaxed);
-        self.room.store(free as i64 - reserve as i64, Ordering::Relaxed);
+        let space = self.volume.space()?;
+        let reserve = self.reserve_max.min(space.capacity / 20);
+        self.capacity.store(space.capacity, Ordering::Relaxed);
+        self.room.store(space.free as i64 - reserve as i64, Ordering::Relaxed);
         Ok(())
-    }
-
-    /// Returns whether the path still leads to the directory that was taken into use. A disk that was unmounted leaves an
-    /// empty directory, on the root disk, where nothing may be written.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's, except that there is nothing.
-    pub fn is_in_place(&self) -> std::io::Result<bool> {
-        let ours = self.lock.metadata()?;
-        match std::fs::symlink_metadata(self.path.join("LOCK")) {
-            Ok(found) => Ok((found.dev(), found.ino()) == (ours.dev(), ours.ino())),
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Brings everything on the file system to stable media.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's, also for what it failed to write since the disk was taken into use.
-    pub fn sync_all(&self) -> std::io::Result<()> {
-        // Errors are told to descriptors that were open when they happened: the lock's was, all the time.
-        Ok(nix::unistd::syncfs(&*self.lock)?)
     }
 
     /// Takes `bytes` of the room for a write.
@@ -132,7 +166,11 @@ impl Disk {
     ///
     /// [`StoreError::Fenced`].
     pub fn check(&self) -> Result<(), StoreError> {
-        if self.has_failed() { Err(StoreError::Fenced(self.path.display().to_string())) } else { Ok(()) }
+        if self.has_failed() { Err(self.fenced()) } else { Ok(()) }
+    }
+
+    fn fenced(&self) -> StoreError {
+        StoreError::Fenced(self.path.display().to_string())
     }
 
     /// Returns whether the disk has failed in this run.
@@ -153,10 +191,23 @@ impl Disk {
         result
     }
 
-    /// Stops the use of the disk for good.
+    /// Stops the use of the disk for good, and notes on every disk that still works that the next start is suspect.
     pub fn fence(&self, reason: &str) {
-        if !self.failed.swap(true, Ordering::AcqRel) {
-            tracing::error!(disk = %self.path.display(), reason, "the disk has failed: it is not used any more");
+        if self.failed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        tracing::error!(disk = %self.path.display(), reason, "the disk has failed: it is not used any more");
+        let reason = format!("the disk {} has failed: {reason}", self.path.display());
+        let others = self.others.get().into_iter().flatten();
+        for volume in others.chain([&self.volume]) {
+            // Not into the empty directory that an unmounted disk leaves.
+            let marked = volume.is_in_place().and_then(|is_in_place| match is_in_place {
+                true => mark_suspect(&**volume, &reason),
+                false => Ok(()),
+            });
+            if let Err(error) = marked {
+                tracing::warn!(disk = %volume.label(), %error, "cannot note that the next start is suspect");
+            }
         }
     }
 

@@ -1,26 +1,33 @@
-//! Replicas on disks: one file each, in data directories that are ours alone while we run.
+//! Replicas on disks: one file each, in data directories that are ours alone while we run, and a journal for each disk.
 //!
-//! - [`layout`]: the bytes of a replica file, and why a crash cannot mix old and new in a unit
-//! - [`header`], [`unit_table`]: their codecs
-//! - [`chunk_file`], [`recover`]: reading and writing one replica; what is left after a crash
+//! - [`layout`]: the bytes of a replica file; [`header`], [`unit_table`]: their codecs
+//! - [`journal`]: in which order changes reach a disk, and what is left of them after a crash
+//! - [`chunk_file`]: reading and writing one replica; [`unit_map`], [`overlay`]: what of it is in memory; [`write_plan`]
 //! - [`volume`], [`raw_file`]: the few operations on names and files that they need, so that tests put disks of their own
 //!   below
-//! - [`data_dir`], [`disk`], [`replica_store`]: data directories, their space and health, and all replicas in them
+//! - [`data_dir`], [`disk`], [`replica_store`], [`options`]: data directories, their space and health, and all replicas in
+//!   them; [`look`]: a replica from outside
+//!
+//! Nothing here has a thread or looks at a clock: whoever runs a store calls [`disk::Disk::flush`] each second, and what
+//! [`disk::Disk::due`] says.
 
 #![allow(clippy::disallowed_methods, reason = "a shell: it owns the files")]
 
 pub mod chunk_file;
-#[cfg(test)]
-mod crash_tests;
 pub mod data_dir;
 pub mod disk;
 pub mod header;
+pub mod journal;
 pub mod layout;
+pub mod look;
+pub mod options;
+pub mod overlay;
 pub mod raw_file;
-pub mod recover;
 pub mod replica_store;
+pub mod unit_map;
 pub mod unit_table;
 pub mod volume;
+pub mod write_plan;
 
 /// Why a replica could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -40,9 +47,12 @@ pub enum StoreError {
     /// The disk failed earlier in this run and is not used any more.
     #[error("the disk {0} failed earlier")]
     Fenced(String),
-    /// A newer build wrote the file. It is left as it is.
-    #[error("the replica has format {0}, this build knows {known}: use a newer dfs", known = header::FORMAT)]
-    NewerFormat(u32),
+    /// The replica was deleted while it was open.
+    #[error("the replica was deleted")]
+    Deleted,
+    /// Another build wrote the file. It is left as it is.
+    #[error("the replica has format {0}, this build knows only {known}", known = header::FORMAT)]
+    OtherFormat(u32),
     /// The file is not a replica of this chunk, or damaged beyond its units.
     #[error("bad replica file: {0}")]
     BadFile(String),

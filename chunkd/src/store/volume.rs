@@ -162,7 +162,8 @@ pub fn remove_if_there(volume: &dyn Volume, path: &str) -> io::Result<()> {
 #[derive(Debug)]
 pub struct OsVolume {
     path: PathBuf,
-    lock: Flock<File>,
+    /// None: it is only looked at.
+    lock: Option<Flock<File>>,
 }
 
 impl OsVolume {
@@ -175,7 +176,12 @@ impl OsVolume {
         fs::create_dir_all(path)?;
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path.join("LOCK"))?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok();
-        Ok(lock.map(|lock| Self { path: path.to_owned(), lock }))
+        Ok(lock.map(|lock| Self { path: path.to_owned(), lock: Some(lock) }))
+    }
+
+    /// Returns the directory at `path` to look at, whoever uses it.
+    pub fn peek(path: &Path) -> Self {
+        Self { path: path.to_owned(), lock: None }
     }
 
     fn at(&self, path: &str) -> PathBuf {
@@ -248,7 +254,8 @@ impl Volume for OsVolume {
     }
 
     fn is_in_place(&self) -> io::Result<bool> {
-        let ours = self.lock.metadata()?;
+        let Some(lock) = &self.lock else { return Ok(true) };
+        let ours = lock.metadata()?;
         match fs::symlink_metadata(self.path.join("LOCK")) {
             Ok(found) => Ok((found.dev(), found.ino()) == (ours.dev(), ours.ino())),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),

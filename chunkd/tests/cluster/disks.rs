@@ -157,7 +157,7 @@ fn a_full_member_refuses_writes_reads_go_on_and_deletions_make_room() {
 #[test]
 fn a_member_whose_disk_others_filled_does_not_keep_readers_away() {
     let mut cluster = Cluster::alone();
-    let mounted = mounts::ext4(&cluster.root.path().join("image"), 8 << 20, &cluster.data(2));
+    let mounted = mounts::ext4(&cluster.root.path().join("image"), 24 << 20, &cluster.data(2));
     for at in 0..3 {
         cluster.restart(at);
     }
@@ -184,31 +184,35 @@ fn a_member_whose_disk_others_filled_does_not_keep_readers_away() {
 #[test]
 fn a_write_that_the_disk_has_no_room_for_leaves_the_replica_as_it_was_and_the_disk_in_use() {
     let root = tempfile::tempdir().unwrap();
-    let mounted = mounts::ext4(&root.path().join("image"), 8 << 20, &root.path().join("disk"));
+    let mounted = mounts::ext4(&root.path().join("image"), 24 << 20, &root.path().join("disk"));
     let store = ReplicaStore::open(std::slice::from_ref(&mounted.path), 0, "boot").unwrap();
-    let header = Header { chunk: ChunkId(1), version: Version(1), chunk_size_log2: 26, incomplete: false };
+    let header = Header {
+        chunk: ChunkId(1),
+        version: Version(1),
+        home: Default::default(),
+        chunk_size_log2: 26,
+        incomplete: false,
+    };
     let open = store.create_replica(&header).unwrap();
-    let content = vec![7; 256 * UNIT as usize];
+    let content = bytes::Bytes::from(vec![7; 256 * UNIT as usize]);
     let state = |seq| UnitState::data(WriteStamp { version: Version(1), seq }, crc32c::crc32c(&content[..4096]));
     let mut seq = 0;
     let failed = loop {
         seq += 1;
         let first = (seq as u32 - 1) * 256;
-        let put = open.disk.judge(open.file.put(first, &vec![state(seq); 256], &content));
+        let put = open.disk.judge(open.file.put(first, &vec![state(seq); 256], &content, None));
         if let Err(error) = put {
             break (first, error);
         }
     };
     assert!(matches!(failed.1, StoreError::NoSpace), "{}", failed.1);
     assert!(!open.disk.has_failed());
-    let mut buffer = content.clone();
+    let mut buffer = content.to_vec();
     for first in (0..failed.0).step_by(256) {
         open.file.read(first, 256, &mut buffer).unwrap();
         assert_eq!(buffer, content);
     }
-    let settled = open.file.settle(0, open.file.units()).unwrap();
-    assert_eq!(settled.damaged, 0);
-    open.file.put(0, &[state(seq + 1)], &content[..4096]).unwrap();
+    open.file.put(0, &[state(seq + 1)], &content.slice(..4096), None).unwrap();
     open.sync().unwrap();
 }
 

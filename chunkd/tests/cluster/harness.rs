@@ -258,16 +258,14 @@ impl Chunk<'_> {
 
     /// Checks that all servers have the same unit table and that all data matches it.
     pub fn assert_replicas_are_equal(&self) {
-        use dfs_chunkd::store::chunk_file::ChunkFile;
-        use dfs_chunkd::store::raw_file::OsFile;
+        use dfs_chunkd::store::look::look;
+        use dfs_chunkd::store::volume::OsVolume;
         use dfs_proto::ChunkId;
         let tables = [0, 1, 2].map(|at| {
-            let file = std::fs::File::open(self.cluster.replica_path(at, self.chunk)).unwrap();
-            let (file, header) = ChunkFile::open(OsFile(file), ChunkId(self.chunk)).unwrap();
-            assert!(!header.incomplete, "node {}", at + 1);
-            let settled = file.settle(0, file.units()).unwrap();
-            assert_eq!((settled.settled_back, settled.damaged), (0, 0), "node {}", at + 1);
-            file.table().unwrap()
+            let seen = look(&OsVolume::peek(&self.cluster.data(at)), ChunkId(self.chunk)).unwrap().unwrap();
+            assert!(!seen.header.incomplete, "node {}", at + 1);
+            assert_eq!(seen.bad, [0; 0], "node {}", at + 1);
+            seen.table
         });
         assert_eq!(tables[0], tables[1]);
         assert_eq!(tables[0], tables[2]);

@@ -39,6 +39,7 @@ fn more_chunks_than_may_be_open_are_served_under_load() {
             std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
         let data = cluster.data(at).join("replicas");
         let replicas = open.filter(|path| path.starts_with(&data)).count();
-        assert!(replicas <= 64 + 4, "{replicas} replicas are open");
+        // The journal keeps those open that it has something of, up to a bound.
+        assert!(replicas <= 1024 + 64 + 4, "{replicas} replicas are open");
     }
 }

@@ -103,7 +103,7 @@ fn a_chunk_that_nobody_has_any_more_is_never_zeros() {
 }
 
 #[test]
-fn a_flipped_bit_in_data_or_table_is_repaired_on_read_and_on_partial_write() {
+fn a_flipped_bit_is_repaired_on_read_and_on_partial_write() {
     let cluster = Cluster::start();
     let chunk = cluster.chunk(4);
     let mut model = pattern(1, 8 * UNIT as usize);
@@ -117,7 +117,7 @@ fn a_flipped_bit_in_data_or_table_is_repaired_on_read_and_on_partial_write() {
         file.write_all_at(&byte, offset).unwrap();
     };
     flip(0, DATA_OFFSET + 5 * u64::from(UNIT) + 17);
-    flip(0, 512 + 2 * 32 + 9);
+    flip(0, DATA_OFFSET + 2 * u64::from(UNIT) + 9);
     assert_eq!(chunk.read(0, 8 * UNIT), model);
     let metrics = cluster.metrics(0);
     assert!(metrics.contains("dfs_chunkd_corrupt_units_total 2"), "{metrics}");
@@ -134,15 +134,16 @@ fn a_flipped_bit_in_data_or_table_is_repaired_on_read_and_on_partial_write() {
 fn a_unit_that_is_damaged_everywhere_is_an_error_and_its_neighbours_are_not() {
     let cluster = Cluster::start();
     let chunk = cluster.chunk(5);
-    let model = pattern(1, 4 * UNIT as usize);
+    // As many as go straight into the file.
+    let model = pattern(1, 8 * UNIT as usize);
     chunk.write(0, &model, 1);
     for at in 0..3 {
         let file = std::fs::OpenOptions::new().write(true).open(cluster.replica_path(at, 5)).unwrap();
         file.write_all_at(b"rot", DATA_OFFSET + u64::from(UNIT)).unwrap();
     }
-    assert!(matches!(chunk.try_read(0, 4 * UNIT), Err(FsError::Corrupt(_))));
+    assert!(matches!(chunk.try_read(0, 8 * UNIT), Err(FsError::Corrupt(_))));
     assert_eq!(chunk.read(0, UNIT), model[..UNIT as usize]);
-    assert_eq!(chunk.read(2 * UNIT, 2 * UNIT), model[2 * UNIT as usize..]);
+    assert_eq!(chunk.read(2 * UNIT, 6 * UNIT), model[2 * UNIT as usize..]);
     chunk.write(UNIT, &model[..UNIT as usize], 2);
     assert_eq!(chunk.read(UNIT, UNIT), model[..UNIT as usize], "a whole write needs nothing of what was there");
 }
