@@ -1,25 +1,25 @@
 //! The data plane: one thread for each connection, one request at a time.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dfs_proto::FsError;
 use dfs_proto::wire::pb::{self, data_reply, data_request};
 use dfs_proto::wire::{Connection, FrameKind, Peer, WireError, accept_hello};
-use parking_lot::Mutex;
+use dfs_proto::{ChunkId, FsError, Version};
 
+use super::admit::admit;
+use super::call::Call;
+use super::fences::Visit;
 use super::metrics::Operation;
-use super::primary::admit;
 use super::shared::Shared;
-use super::{barrier, member, read, write};
+use super::translate;
+use crate::core::admission;
+use crate::core::message::{ClientRequest, PeerAnswer, PeerRequest, Reply, Request};
 
 /// Connections, all together, if there are descriptors enough.
 pub(super) const CONNECTIONS_MAX: usize = 2048;
-/// Read buffers that are kept, each of up to 1 MiB and a unit at both ends.
-const SPARE_BUFFERS_MAX: usize = 64;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const ROLES: [pb::Role; 3] = [pb::Role::Mount, pb::Role::Master, pb::Role::ChunkServer];
 
@@ -28,30 +28,6 @@ pub(super) struct DataPlane {
     shared: Arc<Shared>,
     mounts: AtomicUsize,
     mounts_max: usize,
-    /// Shared by all connections, most of which are idle.
-    spare_buffers: Mutex<Vec<Vec<u8>>>,
-}
-
-/// A read buffer, among the spare ones again when it is dropped. Kept from read to read: a fresh one of 1 MiB costs as
-/// much in page faults as the read itself.
-struct ReadBuffer<'a> {
-    bytes: Vec<u8>,
-    spare: &'a Mutex<Vec<Vec<u8>>>,
-}
-
-impl<'a> ReadBuffer<'a> {
-    fn take(spare: &'a Mutex<Vec<Vec<u8>>>) -> Self {
-        Self { bytes: spare.lock().pop().unwrap_or_default(), spare }
-    }
-}
-
-impl Drop for ReadBuffer<'_> {
-    fn drop(&mut self) {
-        let mut spare = self.spare.lock();
-        if spare.len() < SPARE_BUFFERS_MAX {
-            spare.push(std::mem::take(&mut self.bytes));
-        }
-    }
 }
 
 /// One connection of a mount, until it is dropped.
@@ -70,19 +46,11 @@ impl Drop for Counted<'_> {
     }
 }
 
-enum Payload<'a> {
-    None,
-    Bytes(Bytes),
-    /// Part of a read buffer.
-    Buffer(ReadBuffer<'a>, Range<usize>),
-}
-
 impl DataPlane {
     /// Of `connections_max` connections a quarter is kept for other chunk servers and the master, without whom no write
     /// ends.
     pub fn new(shared: Arc<Shared>, connections_max: usize) -> Self {
-        let mounts_max = connections_max / 4 * 3;
-        Self { shared, mounts: AtomicUsize::new(0), mounts_max, spare_buffers: Mutex::default() }
+        Self { shared, mounts: AtomicUsize::new(0), mounts_max: connections_max / 4 * 3 }
     }
 
     /// Serves one connection until it ends.
@@ -94,21 +62,28 @@ impl DataPlane {
                 return;
             }
         };
+        let mut visit = None;
         let _counted = if peer.role == pb::Role::Mount {
             let Some(counted) = Counted::new(&self.mounts, self.mounts_max) else {
                 tracing::warn!(peer = %connection.peer(), "too many connections of mounts: closed one");
                 return;
             };
+            visit = Some(self.shared.fences.visit(peer.session));
             Some(counted)
         } else {
             None
         };
-        if let Err(error) = self.serve_requests(&mut connection, &peer) {
+        if let Err(error) = self.serve_requests(&mut connection, &peer, visit.as_ref()) {
             tracing::debug!(peer = %connection.peer(), %error, "connection ended");
         }
     }
 
-    fn serve_requests(&self, connection: &mut Connection, peer: &Peer) -> Result<(), WireError> {
+    fn serve_requests(
+        &self,
+        connection: &mut Connection,
+        peer: &Peer,
+        visit: Option<&Visit<'_>>,
+    ) -> Result<(), WireError> {
         loop {
             let frame = connection.recv(None)?;
             let started = Instant::now();
@@ -118,21 +93,17 @@ impl DataPlane {
                 return Err(WireError::Malformed("a request of an unknown kind".into()));
             };
             let operation = operation(body);
-            let result = self.answer(peer, &request, body, &payload);
+            let result =
+                visit.map(Visit::begin).transpose().and_then(|_busy| self.answer(peer, &request, body, payload));
             self.shared.metrics.answered(operation, started.elapsed(), result.as_ref().err());
             let (reply, payload) = match result {
                 Ok((body, payload)) => (pb::DataReply { failure: None, body: Some(body) }, payload),
                 Err(error) => {
                     tracing::debug!(chunk = request.chunk, ?operation, %error, "refused");
-                    (pb::DataReply { failure: Some((&error).into()), body: None }, Payload::None)
+                    (pb::DataReply { failure: Some((&error).into()), body: None }, Bytes::new())
                 }
             };
-            let payload = match &payload {
-                Payload::None => &[][..],
-                Payload::Bytes(bytes) => bytes,
-                Payload::Buffer(buffer, range) => &buffer.bytes[range.clone()],
-            };
-            connection.send(FrameKind::DataReply, request_id, &reply, payload)?;
+            connection.send(FrameKind::DataReply, request_id, &reply, &payload)?;
         }
     }
 
@@ -141,63 +112,84 @@ impl DataPlane {
         peer: &Peer,
         request: &pb::DataRequest,
         body: &data_request::Body,
-        payload: &Bytes,
-    ) -> Result<(data_reply::Body, Payload<'_>), FsError> {
-        use data_reply::Body as Reply;
-        use data_request::Body;
-        let shared = &*self.shared;
+        payload: Bytes,
+    ) -> Result<(data_reply::Body, Bytes), FsError> {
         let is_peer = peer.role == pb::Role::ChunkServer;
-        let is_for_peers = matches!(
-            body,
-            Body::Activate(_) | Body::Prepare(_) | Body::PeerBarrier(_) | Body::FetchUnits(_) | Body::PushUnits(_)
-        );
-        if is_peer != is_for_peers {
+        if is_peer != is_for_peers(body) {
             return Err(FsError::NotPermitted);
         }
-        let deadline = shared.deadline();
-        let plain = |body| Ok((body, Payload::None));
-        match body {
-            Body::Write(ask) => {
-                let (replica, grant) = admit(shared, request)?;
-                let seq = write::write(shared, &replica, &grant, ask, payload, deadline)?;
-                plain(Reply::Written(pb::Written { seq }))
-            }
-            Body::Zero(ask) => {
-                let (replica, grant) = admit(shared, request)?;
-                let seq = write::zero(shared, &replica, &grant, ask, deadline)?;
-                plain(Reply::Written(pb::Written { seq }))
-            }
-            Body::Read(ask) => {
-                let (replica, grant) = admit(shared, request)?;
-                let mut buffer = ReadBuffer::take(&self.spare_buffers);
-                let (data, range) = read::read(shared, &replica, &grant, ask, &mut buffer.bytes, deadline)?;
-                Ok((Reply::ReadData(data), Payload::Buffer(buffer, range)))
-            }
-            Body::Barrier(_) => {
-                let (replica, grant) = admit(shared, request)?;
-                barrier::barrier(shared, &replica, &grant, deadline)?;
-                plain(Reply::Synced(pb::Synced {}))
-            }
-            Body::Extents(ask) => {
-                let (replica, grant) = admit(shared, request)?;
-                plain(Reply::ExtentMap(read::extents(shared, &replica, &grant, ask, deadline)?))
-            }
-            Body::Activate(ask) => plain(Reply::UnitTable(member::activate(shared, peer, request, ask)?)),
-            Body::Prepare(ask) => plain(Reply::Prepared(member::prepare(shared, peer, request, ask, payload)?)),
-            Body::PeerBarrier(ask) => {
-                member::peer_barrier(shared, peer, request, ask)?;
-                plain(Reply::Synced(pb::Synced {}))
-            }
-            Body::FetchUnits(ask) => {
-                let (units, payload) = member::fetch_units(shared, request, ask)?;
-                Ok((Reply::Units(units), Payload::Bytes(payload)))
-            }
-            Body::PushUnits(ask) => {
-                member::push_units(shared, peer, request, ask, payload)?;
-                plain(Reply::Synced(pb::Synced {}))
-            }
-            Body::VerifyUnits(_) => Err(FsError::NotSupported),
+        let reply = if is_peer {
+            self.answer_peer(peer, request, body, payload)?
+        } else {
+            self.answer_client(request, body, &payload)?
+        };
+        Ok(translate::reply_message(reply, request.version))
+    }
+
+    fn answer_client(
+        &self,
+        request: &pb::DataRequest,
+        body: &data_request::Body,
+        payload: &Bytes,
+    ) -> Result<Reply, FsError> {
+        let shared = &self.shared;
+        shared.check_lease()?;
+        let (replica, grant) = admit(shared, ChunkId(request.chunk), Version(request.version), &request.grant)?;
+        let ask = translate::client_request(body, payload, &grant.grant)?.ok_or(FsError::NotPermitted)?;
+        let counted = match &ask {
+            ClientRequest::Read { length, .. } => Some((&shared.metrics.read_bytes, u64::from(*length))),
+            ClientRequest::Write { data, .. } => Some((&shared.metrics.written_bytes, data.len() as u64)),
+            ClientRequest::Zero { .. } | ClientRequest::Barrier | ClientRequest::Extents { .. } => None,
+        };
+        let ask = Request::Client { grant, request: ask };
+        let reply = Call::run(shared, &replica, ask, shared.deadline(), None)?;
+        if let Some((counter, bytes)) = counted {
+            counter.inc_by(bytes);
         }
+        Ok(reply)
+    }
+
+    fn answer_peer(
+        &self,
+        peer: &Peer,
+        request: &pb::DataRequest,
+        body: &data_request::Body,
+        payload: Bytes,
+    ) -> Result<Reply, FsError> {
+        let shared = &self.shared;
+        let (chunk, version) = (ChunkId(request.chunk), Version(request.version));
+        let (replica, ask) = if let data_request::Body::Activate(activate) = body {
+            let membership = shared.membership()?;
+            let grant = membership.key.open(&request.grant).ok_or(FsError::Stale("the grant's seal is not ours"))?;
+            admission::check_member(&grant, chunk, version, membership.node, (peer.node, peer.boot))?;
+            let replica = shared.replicas.find_or_create(&shared.store, &grant)?;
+            let grant = translate::sealed(grant, &request.grant);
+            (replica, PeerRequest::Activate { grant, activation: activate.activation })
+        } else {
+            let found = shared.replicas.find(&shared.store, chunk)?;
+            let replica = found.ok_or(FsError::TryAgain("no such replica here: activate first"))?;
+            let ask = translate::peer_request(body, &payload, replica.open.file.units())?;
+            (replica, ask.ok_or(FsError::NotPermitted)?)
+        };
+        let ask = Request::Peer { node: peer.node, boot: peer.boot, version, request: ask, payload };
+        let reply = Call::run(shared, &replica, ask, shared.deadline(), None)?;
+        if let Reply::Peer(PeerAnswer::Verified { checked, .. }) = &reply {
+            shared.metrics.checked_units.inc_by((*checked).into());
+        }
+        Ok(reply)
+    }
+}
+
+fn is_for_peers(body: &data_request::Body) -> bool {
+    use data_request::Body;
+    match body {
+        Body::Write(_) | Body::Zero(_) | Body::Read(_) | Body::Barrier(_) | Body::Extents(_) => false,
+        Body::Activate(_)
+        | Body::Prepare(_)
+        | Body::PeerBarrier(_)
+        | Body::FetchUnits(_)
+        | Body::PushUnits(_)
+        | Body::VerifyUnits(_) => true,
     }
 }
 
@@ -214,6 +206,6 @@ fn operation(body: &data_request::Body) -> Operation {
         Body::PeerBarrier(_) => Operation::PeerBarrier,
         Body::FetchUnits(_) => Operation::FetchUnits,
         Body::PushUnits(_) => Operation::PushUnits,
-        Body::VerifyUnits(_) => Operation::FetchUnits,
+        Body::VerifyUnits(_) => Operation::VerifyUnits,
     }
 }

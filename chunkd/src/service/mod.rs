@@ -1,10 +1,13 @@
 //! The shell of the chunk server: sockets, threads and clocks around the cores and the store.
 //!
 //! - [`config`], [`server`]: settings; start and stop
-//! - `data_plane`: a thread for each connection; `primary`, `write`, `read`, `barrier`: what mounts and the master ask;
-//!   `member`: what other chunk servers ask; `peers`: asking them
-//! - `replica`, `replicas`: the state in memory of one replica, and of those that are open
-//! - `control`: registration, pulses, reports, deletions; `metrics`
+//! - `data_plane`: a thread for each connection; `admit`: who may ask; `translate`: messages and the cores' vocabulary
+//! - `replica`, `replicas`: the replicas that are open, each with its core and the calls under way
+//! - `call`: one call, carried out by one thread; `ask`, `peers`: asking other servers; `disk_job`: the disk; `late`: what
+//!   is left when a call was replied to; `waker`: waking a thread that waits
+//! - `control`: registration, pulses and reports; `master_link`: the way to the master; `orders`, `budget`: what it wants
+//!   done, and how fast; `fences`: mounts that are refused
+//! - `disks`: space, journals, and disks that fail; `metrics`
 //!
 //! # Threads and waits
 //!
@@ -14,18 +17,24 @@
 
 #![allow(clippy::disallowed_methods, reason = "a shell: it owns sockets, threads and deadlines")]
 
-mod barrier;
+mod admit;
+mod ask;
+mod budget;
+mod call;
 pub mod config;
 mod control;
 mod data_plane;
-mod member;
+mod disk_job;
+mod disks;
+mod fences;
+mod late;
+mod master_link;
 mod metrics;
+mod orders;
 mod peers;
-mod primary;
-mod read;
 mod replica;
 mod replicas;
 pub mod server;
 mod shared;
 mod translate;
-mod write;
+mod waker;

@@ -5,14 +5,16 @@
 
 use std::sync::Arc;
 
-use dfs_proto::{ChunkId, FsError};
+use dfs_proto::replica_set::Grant;
+use dfs_proto::{ChunkId, FsError, Version};
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::replica::Replica;
+use super::replica::{End, Replica};
 use super::shared::store_failure;
+use crate::core::replica::{Recovered, ReplicaCore};
 use crate::store::header::Header;
-use crate::store::replica_store::ReplicaStore;
+use crate::store::replica_store::{OpenReplica, ReplicaStore};
 
 /// Locks for opening: one chunk always has the same one.
 const OPENING_LOCKS: usize = 64;
@@ -33,6 +35,11 @@ impl Replicas {
         Self { open: Mutex::new(LruCache::unbounded()), opening, open_max: open_max.max(64) }
     }
 
+    /// Returns how many may be open.
+    pub fn open_max(&self) -> usize {
+        self.open_max
+    }
+
     /// Returns the replica of `chunk` if it is open.
     pub fn find_open(&self, chunk: ChunkId) -> Option<Arc<Replica>> {
         self.open.lock().get(&chunk).cloned()
@@ -40,53 +47,83 @@ impl Replicas {
 
     /// Returns the replica of `chunk`, opened if need be; `None` if this server has none.
     pub fn find(&self, store: &ReplicaStore, chunk: ChunkId) -> Result<Option<Arc<Replica>>, FsError> {
-        if let Some(found) = self.find_open(chunk) {
+        if let Some(found) = self.find_open(chunk)
+            && found.check().is_ok()
+        {
             return Ok(Some(found));
         }
         let _opening = self.opening_lock(chunk).lock();
         self.open_one(store, chunk)
     }
 
-    /// Returns the replica that `header` names, made from it if there is none, and whether there was one.
-    pub fn find_or_create(&self, store: &ReplicaStore, header: &Header) -> Result<(Arc<Replica>, bool), FsError> {
-        if let Some(found) = self.find_open(header.chunk) {
-            return Ok((found, true));
+    /// Returns the replica that `grant` is about, made if there is none: incomplete, unless nothing was ever committed.
+    pub fn find_or_create(&self, store: &ReplicaStore, grant: &Grant) -> Result<Arc<Replica>, FsError> {
+        let found = match self.find_open(grant.chunk).filter(|found| found.check().is_ok()) {
+            Some(found) => found,
+            None => self.open_or_create(store, grant)?,
+        };
+        if found.open.header.chunk_size_log2 != grant.chunk_size_log2 {
+            return Err(FsError::Stale("the chunk has another size"));
         }
-        let _opening = self.opening_lock(header.chunk).lock();
-        if let Some(found) = self.open_one(store, header.chunk)? {
-            return Ok((found, true));
+        Ok(found)
+    }
+
+    fn open_or_create(&self, store: &ReplicaStore, grant: &Grant) -> Result<Arc<Replica>, FsError> {
+        let _opening = self.opening_lock(grant.chunk).lock();
+        if let Some(found) = self.open_one(store, grant.chunk)? {
+            return Ok(found);
         }
-        if store.was_deleted(header.chunk) {
+        if store.was_deleted(grant.chunk) {
             return Err(FsError::Stale("the chunk was deleted"));
         }
-        let made = store.create_replica(header).map_err(store_failure)?;
-        Ok((self.insert(header.chunk, Replica::new(made)), false))
+        let header = Header {
+            chunk: grant.chunk,
+            version: grant.version,
+            home: grant.home,
+            chunk_size_log2: grant.chunk_size_log2,
+            incomplete: !grant.may_create,
+        };
+        let made = store.create_replica(&header).map_err(store_failure)?;
+        Ok(self.insert(made))
     }
 
     fn open_one(&self, store: &ReplicaStore, chunk: ChunkId) -> Result<Option<Arc<Replica>>, FsError> {
         if let Some(found) = self.find_open(chunk) {
-            return Ok(Some(found));
+            match found.check() {
+                Ok(()) => return Ok(Some(found)),
+                // Its last calls may still be at its files.
+                Err(FsError::TryAgain(_)) if found.is_deserted() => drop(self.open.lock().pop(&chunk)),
+                Err(error) => return Err(error),
+            }
         }
         let opened = store.open_replica(chunk).map_err(store_failure)?;
-        Ok(opened.map(|opened| self.insert(chunk, Replica::new(opened))))
+        Ok(opened.map(|opened| self.insert(opened)))
     }
 
-    fn insert(&self, chunk: ChunkId, replica: Replica) -> Arc<Replica> {
-        let replica = Arc::new(replica);
+    fn insert(&self, mut opened: OpenReplica) -> Arc<Replica> {
+        let header = opened.header;
+        let recovered = Recovered {
+            home: header.home,
+            keys: std::mem::take(&mut opened.keys),
+            highest_seq: opened.file.table().iter().map(|(_, state)| state.stamp.seq).max().unwrap_or(0),
+        };
+        let (chunk, size) = (header.chunk, header.chunk_size_log2);
+        let core = ReplicaCore::new(header.version, header.incomplete, chunk, size, recovered);
+        let replica = Arc::new(Replica::new(opened, core));
         let mut closed = Vec::new();
         let mut open = self.open.lock();
         let mut skipped = 0;
         while open.len() >= self.open_max && skipped < BUSY_SKIPPED_MAX {
             let Some((oldest, candidate)) = open.pop_lru() else { break };
             // Clones are only made under this lock, so a count of 1 means that nobody has it or will get it.
-            if Arc::strong_count(&candidate) == 1 {
+            if Arc::strong_count(&candidate) == 1 && candidate.is_idle() {
                 closed.push(candidate);
             } else {
                 open.put(oldest, candidate);
                 skipped += 1;
             }
         }
-        open.put(chunk, Arc::clone(&replica));
+        open.put(header.chunk, Arc::clone(&replica));
         drop(open);
         for replica in closed {
             // With the descriptor goes the error that a later sync would be told: what was written is synced while there
@@ -100,16 +137,35 @@ impl Replicas {
         replica
     }
 
-    /// Deletes the replica of `chunk` and closes it.
+    /// Deletes the replica of `chunk`, which may not be made again.
     pub fn delete(&self, store: &ReplicaStore, chunk: ChunkId) -> Result<(), FsError> {
         let _opening = self.opening_lock(chunk).lock();
-        let open = self.open.lock().pop(&chunk);
-        if let Some(replica) = open {
-            let mut state = replica.lock();
-            state.is_gone = true;
-            replica.notify(&state);
+        if let Some(replica) = self.find_open(chunk) {
+            replica.end(End::Deleted, |_| true);
         }
+        self.open.lock().pop(&chunk);
         store.delete(chunk).map_err(store_failure)
+    }
+
+    /// Deletes the replica of `chunk` if its version is below `below`: others replace it, and it may come back here one day.
+    /// Returns whether there is none now.
+    pub fn discard(&self, store: &ReplicaStore, chunk: ChunkId, below: Version) -> Result<bool, FsError> {
+        let _opening = self.opening_lock(chunk).lock();
+        let Some(replica) = self.open_one(store, chunk)? else { return Ok(true) };
+        if !replica.end(End::Deleted, |version| version < below) {
+            return Ok(false);
+        }
+        self.open.lock().pop(&chunk);
+        store.discard(chunk).map_err(store_failure)?;
+        Ok(true)
+    }
+
+    /// Ends all open replicas; each is opened anew when it is next asked for.
+    pub fn end_all(&self) {
+        let open: Vec<_> = self.open.lock().iter().map(|(_, replica)| Arc::clone(replica)).collect();
+        for replica in open {
+            replica.end(End::Reopened, |_| true);
+        }
     }
 
     fn opening_lock(&self, chunk: ChunkId) -> &Mutex<()> {

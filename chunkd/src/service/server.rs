@@ -15,6 +15,9 @@ use tokio::runtime::Runtime;
 use super::config::ChunkdConfig;
 use super::control::{self, Announcement};
 use super::data_plane::{CONNECTIONS_MAX, DataPlane};
+use super::disks::DiskCare;
+use super::master_link::{self, MasterLink};
+use super::orders;
 use super::shared::Shared;
 use crate::store::data_dir::DataDirError;
 use crate::store::replica_store::ReplicaStore;
@@ -57,6 +60,7 @@ pub struct Addresses {
 pub struct ChunkServer {
     shared: Arc<Shared>,
     listener: Listener,
+    care: Arc<DiskCare>,
     runtime: Runtime,
     addresses: Addresses,
 }
@@ -71,7 +75,7 @@ impl ChunkServer {
         if config.data.is_empty() {
             return Err(ChunkdError::Config("a chunk server needs at least one data directory".into()));
         }
-        let endpoint = control::endpoint(&config.master).map_err(ChunkdError::Config)?;
+        let endpoint = master_link::endpoint(&config.master).map_err(ChunkdError::Config)?;
         let http_address = next_port(&config.listen).map_err(ChunkdError::Config)?;
         let (open_files_max, connections_max) = share_descriptors(raise_open_files(), config.open_files_max);
         let boot_id = host_boot_id();
@@ -83,14 +87,14 @@ impl ChunkServer {
             );
         }
         let op_timeout = Duration::from_millis(config.op_timeout_ms.max(1));
-        let shared = Arc::new(Shared::new(store, open_files_max, op_timeout, BootSession(random_u64())));
-
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("dfs-chunkd-control")
             .enable_all()
             .build()
             .map_err(ChunkdError::Threads)?;
+        let master = MasterLink::new(&endpoint, runtime.handle().clone());
+        let shared = Arc::new(Shared::new(store, master, open_files_max, op_timeout, BootSession(random_u64())));
         let registry = shared.metrics.registry.clone();
         let http = runtime
             .block_on(serve(&http_address, registry, health(&shared), axum::Router::new()))
@@ -108,9 +112,15 @@ impl ChunkServer {
             host: host_name(),
             host_boot_id: boot_id,
         };
-        // Within the runtime: a lazy channel needs one from the start.
-        runtime.spawn(control::run(Arc::clone(&shared), endpoint, announcement));
-        Ok(Self { shared, listener, runtime, addresses })
+        let care = Arc::new(DiskCare::default());
+        if let Err(error) = orders::start(&shared).and_then(|()| care.start(&shared)) {
+            listener.stop();
+            shared.orders.stop();
+            care.stop();
+            return Err(ChunkdError::Threads(error));
+        }
+        runtime.spawn(control::run(Arc::clone(&shared), announcement));
+        Ok(Self { shared, listener, care, runtime, addresses })
     }
 
     /// Returns where it listens.
@@ -120,7 +130,7 @@ impl ChunkServer {
 
     /// Returns its node id, 0 until it has registered.
     pub fn node(&self) -> NodeId {
-        self.shared.identity().node
+        self.shared.node()
     }
 
     /// Returns why this server can never serve, if so: the master refuses it for what it is (disks of another cluster,
@@ -132,19 +142,14 @@ impl ChunkServer {
     /// Ends in order: requests under way are finished, everything is synced, and the disks say so.
     pub fn stop(self) {
         self.listener.stop();
+        self.shared.orders.stop();
+        self.care.stop();
         let deadline = Instant::now() + STOP_TIMEOUT;
         while self.listener.connections() > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
         self.runtime.shutdown_timeout(Duration::from_secs(1));
-        let is_synced = self.shared.store.disks().iter().filter(|disk| !disk.has_failed()).all(|disk| {
-            let synced = disk.flush();
-            if let Err(error) = &synced {
-                tracing::error!(disk = %disk.path().display(), %error, "cannot sync the disk");
-            }
-            synced.is_ok()
-        });
-        if is_synced && self.listener.connections() == 0 {
+        if self.listener.connections() == 0 {
             self.shared.store.close_clean();
         }
         // Threads of connections let go of the store a moment after their connections are counted as ended. Whoever
@@ -189,8 +194,8 @@ fn raise_open_files() -> usize {
 
 /// Returns how many replicas and how many connections may be open with `limit` descriptors.
 fn share_descriptors(limit: usize, replicas_wanted: usize) -> (usize, usize) {
-    // A connection has two descriptors here, and may need one to each of two peers.
-    (replicas_wanted.min(limit / 2), CONNECTIONS_MAX.min(limit / 10).max(16))
+    // A connection has two descriptors here, its thread one, and it may need one to each of two peers.
+    (replicas_wanted.min(limit / 2), CONNECTIONS_MAX.min(limit / 12).max(16))
 }
 
 fn host_boot_id() -> String {

@@ -3,14 +3,17 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
+use bytes::Bytes;
 use dfs_chunkd::ChunkServer;
 use dfs_chunkd::core::unit::{UnitState, WriteStamp};
 use dfs_chunkd::store::StoreError;
+use dfs_chunkd::store::chunk_file::UnitRead;
 use dfs_chunkd::store::header::Header;
 use dfs_chunkd::store::replica_store::ReplicaStore;
 use dfs_proto::{ChunkId, FsError, Version};
 
-use crate::harness::{CHUNK_SIZE_LOG2, Cluster, UNIT, pattern, wait_for_ok, wait_until};
+use crate::harness::{CHUNK_SIZE_LOG2, Cluster, UNIT, pattern, wait_until};
+use crate::master::home;
 use crate::mounts;
 
 /// The first server has two, the others one each.
@@ -43,8 +46,7 @@ fn replicas_are_spread_over_the_disks_and_found_again() {
     cluster.stop(0);
     cluster.restart(0);
     for chunk in 1..=40 {
-        let mut view = cluster.chunk(chunk);
-        view.may_create = false;
+        let view = cluster.committed(chunk);
         assert_eq!(view.read(0, 20_000), pattern(chunk as u8, 20_000));
     }
 }
@@ -78,14 +80,15 @@ fn a_disk_that_vanishes_is_fenced_and_the_other_one_serves_on() {
     wait_until("the fence", || cluster.page(0, "/healthz").contains("has failed"));
     wait_until("a report at once", || cluster.master.state.lock().unwrap().failed.contains(&1));
     assert!(cluster.metrics(0).lines().any(|line| line.starts_with("dfs_chunkd_disk_failed") && line.ends_with(" 1")));
+    for chunk in &on_a {
+        let view = cluster.chunk(*chunk);
+        wait_until("its leaving", || !view.record().in_sync.contains(&1));
+    }
     for chunk in 1..=20 {
-        let view = cluster.chunk(chunk);
-        let read = view.try_read(0, 5_000);
-        if on_a.contains(&chunk) {
-            assert!(matches!(&read, Err(FsError::NoReplica(_))), "{read:?}");
-        } else {
-            assert_eq!(read.unwrap().unwrap(), pattern(chunk as u8, 5_000));
-        }
+        let view = cluster.committed(chunk);
+        assert_eq!(view.read(0, 5_000), pattern(chunk as u8, 5_000), "another member is the primary now");
+        assert_eq!(view.record().in_sync.contains(&1), !on_a.contains(&chunk));
+        view.write(0, &[9; 100], 2);
     }
     for chunk in 100..110 {
         cluster.chunk(chunk).write(0, &[7; 100], 1);
@@ -94,54 +97,50 @@ fn a_disk_that_vanishes_is_fenced_and_the_other_one_serves_on() {
 }
 
 #[test]
-fn a_full_member_refuses_writes_reads_go_on_and_deletions_make_room() {
-    // 5 % are kept free: 1.2 MiB, enough for the write that the others have taken when one says that it is full.
+fn a_full_member_leaves_the_sets_that_need_room_keeps_the_others_and_is_filled_when_there_is_room() {
+    // 5 % are kept free: 1.2 MiB.
     let mut cluster = Cluster::alone_with(|_, _, config| config.reserve_bytes = 1 << 30);
     let _mounted = mounts::ext4(&cluster.root.path().join("image"), 24 << 20, &cluster.data(1));
     for at in 0..3 {
         cluster.restart(at);
     }
     let data = pattern(1, 1 << CHUNK_SIZE_LOG2);
-    let mut full = None;
-    for chunk in 1..40 {
-        match cluster.chunk(chunk).try_write(0, &data, 1) {
-            Ok(_) => {}
-            Err(FsError::NoSpace) => {
-                full = Some(chunk);
-                break;
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
+    let full = (1..40).find(|chunk| {
+        cluster.chunk(*chunk).write(0, &data, 1);
+        cluster.chunk(*chunk).record().stale == [2]
+    });
     let full = full.expect("24 MiB are full");
-    assert!(full > 10, "{full}");
-    let overwritten = pattern(2, 5_000);
-    for chunk in 1..full {
+    assert!(full > 5, "{full}");
+    for chunk in 1..=full {
         assert_eq!(cluster.chunk(chunk).read(0, 1 << CHUNK_SIZE_LOG2), data);
     }
+    let overwritten = pattern(2, 5_000);
     cluster.chunk(1).write(100, &overwritten, 2);
     cluster.chunk(2).zero(10, 100, 2);
     cluster.chunk(3).barrier().unwrap();
-    // Again and again, longer than it is taken for full without being asked: it costs no room.
+    assert!((1..full).all(|chunk| cluster.chunk(chunk).record().in_sync == [1, 2, 3]), "overwrites need no room");
+
+    // With too few others the write is refused, again and again, and costs no room anywhere.
+    let refused = (full + 1..80).find(|chunk| {
+        let pair = cluster.chunk(*chunk);
+        pair.set(|record| record.in_sync = vec![1, 2]);
+        pair.try_write(0, &data, 10) == Err(FsError::NoSpace)
+    });
+    let pair = cluster.chunk(refused.expect("24 MiB are full"));
     let free = || nix::sys::statvfs::statvfs(&cluster.data(1)).unwrap().blocks_free();
     let before = free();
-    let asked = std::time::Instant::now();
-    while asked.elapsed() < std::time::Duration::from_millis(11_000) {
-        assert!(matches!(cluster.chunk(full + 1).try_write(0, &data, 3), Err(FsError::NoSpace)));
-        std::thread::sleep(std::time::Duration::from_millis(100));
+    for number in 10..40 {
+        assert_eq!(pair.try_write(0, &data, number).unwrap_err(), FsError::NoSpace);
     }
-    assert!(before - free() < 16, "{before} blocks were free, now {}", free());
+    assert!(before.saturating_sub(free()) < 64, "{before} blocks were free, now {}", free());
+    assert_eq!(pair.try_read(0, 1 << CHUNK_SIZE_LOG2).unwrap(), None);
+    assert_eq!(pair.record().in_sync, [1, 2]);
 
-    let delete: Vec<u64> = (4..8).collect();
-    cluster.master.state.lock().unwrap().delete = delete;
-    wait_until("deletion", || cluster.master.state.lock().unwrap().deleted.len() >= 12);
-    wait_until("room", || match cluster.chunk(full + 1).try_write(0, &data, 3) {
-        Ok(_) => true,
-        Err(FsError::NoSpace) => false,
-        Err(error) => panic!("{error}"),
-    });
-    cluster.chunk(full).write(0, &data, 1);
-    for chunk in (1..4).chain(8..full + 2) {
+    cluster.master.state.lock().unwrap().delete = (4..6).collect();
+    wait_until("deletion", || cluster.master.state.lock().unwrap().deleted.len() >= 6);
+    wait_until("room", || pair.try_write(0, &data, 50).is_ok());
+    cluster.committed(full).refill();
+    for chunk in (1..4).chain(6..full + 1) {
         let view = cluster.chunk(chunk);
         let mut expected = data.clone();
         match chunk {
@@ -155,9 +154,9 @@ fn a_full_member_refuses_writes_reads_go_on_and_deletions_make_room() {
 }
 
 #[test]
-fn a_member_whose_disk_others_filled_does_not_keep_readers_away() {
+fn a_member_whose_disk_others_filled_keeps_nobody_away() {
     let mut cluster = Cluster::alone();
-    let mounted = mounts::ext4(&cluster.root.path().join("image"), 24 << 20, &cluster.data(2));
+    let mounted = mounts::ext4(&cluster.root.path().join("image"), 16 << 20, &cluster.data(2));
     for at in 0..3 {
         cluster.restart(at);
     }
@@ -170,31 +169,34 @@ fn a_member_whose_disk_others_filled_does_not_keep_readers_away() {
         at += 4096;
     }
     filled.sync_all().unwrap();
-    wait_until("the refusal", || matches!(chunk.try_write(20 * UNIT, &[2; 4096], 2), Err(FsError::NoSpace)));
+    let chunk = cluster.committed(1);
+    // The journal has some room of its own.
+    for unit in 20..200 {
+        chunk.write(unit * UNIT, &[2; 4096], u64::from(unit));
+    }
     assert_eq!(chunk.read(0, 10 * UNIT), pattern(1, 10 * UNIT as usize));
-    assert!(matches!(chunk.try_write(30 * UNIT, &[2; 4096], 4), Err(FsError::NoSpace)));
-    assert_eq!(chunk.read(0, 10 * UNIT), pattern(1, 10 * UNIT as usize));
+    assert_eq!(chunk.read(199 * UNIT, UNIT), [2; 4096]);
+    assert_eq!(chunk.record().in_sync, [1, 2]);
     drop(filled);
     fs::remove_file(&ballast).unwrap();
-    wait_for_ok("room", || chunk.try_write(20 * UNIT, &[2; 4096], 2));
-    assert_eq!(chunk.read(20 * UNIT, UNIT), [2; 4096]);
+    chunk.refill();
     chunk.assert_replicas_are_equal();
 }
 
 #[test]
 fn a_write_that_the_disk_has_no_room_for_leaves_the_replica_as_it_was_and_the_disk_in_use() {
     let root = tempfile::tempdir().unwrap();
-    let mounted = mounts::ext4(&root.path().join("image"), 24 << 20, &root.path().join("disk"));
+    let mounted = mounts::ext4(&root.path().join("image"), 32 << 20, &root.path().join("disk"));
     let store = ReplicaStore::open(std::slice::from_ref(&mounted.path), 0, "boot").unwrap();
     let header = Header {
         chunk: ChunkId(1),
         version: Version(1),
-        home: Default::default(),
+        home: home(1),
         chunk_size_log2: 26,
         incomplete: false,
     };
     let open = store.create_replica(&header).unwrap();
-    let content = bytes::Bytes::from(vec![7; 256 * UNIT as usize]);
+    let content = Bytes::from(vec![7; 256 * UNIT as usize]);
     let state = |seq| UnitState::data(WriteStamp { version: Version(1), seq }, crc32c::crc32c(&content[..4096]));
     let mut seq = 0;
     let failed = loop {
@@ -209,10 +211,14 @@ fn a_write_that_the_disk_has_no_room_for_leaves_the_replica_as_it_was_and_the_di
     assert!(!open.disk.has_failed());
     let mut buffer = content.to_vec();
     for first in (0..failed.0).step_by(256) {
-        open.file.read(first, 256, &mut buffer).unwrap();
+        let units = open.file.read(first, 256, &mut buffer).unwrap();
+        assert!(units.iter().all(|unit| matches!(unit, UnitRead::Good(state) if !state.hole)));
         assert_eq!(buffer, content);
     }
-    open.file.put(0, &[state(seq + 1)], &content.slice(..4096), None).unwrap();
+    let units = open.file.read(failed.0, 256, &mut buffer).unwrap();
+    assert!(units.iter().all(|unit| *unit == UnitRead::Good(UnitState::NEVER)), "nothing of it counts");
+    open.file.zero(0, 256, WriteStamp { version: Version(1), seq: seq + 1 }, None).unwrap();
+    open.file.put(0, &[state(seq + 2)], &content.slice(..4096), None).unwrap();
     open.sync().unwrap();
 }
 
@@ -232,15 +238,18 @@ fn a_failed_sync_fences_the_disk_and_is_never_asked_again() {
         let view = cluster.chunk(chunk);
         view.try_write(0, &data, 1).and_then(|_| view.barrier())
     });
-    let error = failed.filter_map(Result::err).next().expect("the medium is full");
-    assert!(matches!(&error, FsError::NoReplica(reason) if reason.contains("node 2")), "{error}");
-    assert!(cluster.page(1, "/healthz").contains("has failed"));
-    assert!(cluster.chunk(1).barrier().is_err());
-    assert!(cluster.chunk(1).try_write(0, &[1; 10], 2).is_err());
-    let mut moved = cluster.chunk(1);
-    (moved.version, moved.primary, moved.may_create) = (2, 1, false);
-    let read = moved.try_read(0, 10);
-    assert!(matches!(&read, Err(FsError::NoReplica(_))), "the failed disk serves no reads: {read:?}");
+    let _ = failed.filter(Result::is_err).count();
+    wait_until("the fence", || cluster.page(1, "/healthz").contains("has failed"));
+    let chunk = cluster.committed(1);
+    chunk.barrier().unwrap();
+    wait_until("its leaving", || !chunk.record().in_sync.contains(&2));
+    chunk.write(0, &[1; 10], 2);
+    let read = chunk.fetch_from(1, 1);
+    assert!(matches!(&read, Err(FsError::NoReplica(_))), "the failed disk serves nothing: {read:?}");
+    // What it may have lost it says itself, also in its next run.
+    cluster.stop(1);
+    cluster.start_server(1);
+    wait_until("its word", || cluster.master.state.lock().unwrap().nodes[&2].suspect);
 }
 
 #[test]
@@ -272,10 +281,10 @@ fn damaged_headers_strays_and_planted_links_cost_nothing_but_a_copy() {
     fs::write(cluster.data(1).join("stray"), b"stray").unwrap();
     cluster.restart(1);
     for chunk in 1..=6 {
-        let mut view = cluster.chunk(chunk);
-        view.may_create = false;
+        let view = cluster.committed(chunk);
         view.write(0, &data[..10], 2);
         assert_eq!(view.read(0, 5 * UNIT), data);
+        view.refill();
         view.assert_replicas_are_equal();
     }
     cluster.chunk(7).write(0, &data, 1);

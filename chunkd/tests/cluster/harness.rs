@@ -1,19 +1,21 @@
 //! A cluster of three chunk servers, and a client that talks to the primary of a chunk.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dfs_chunkd::{ChunkServer, ChunkdConfig};
+use dfs_proto::replica_set::{Grant, OrderKind, OrderReport};
 use dfs_proto::unit::checksums;
 use dfs_proto::wire::pb::{data_reply, data_request};
 use dfs_proto::wire::{Connection, FrameKind, Identity, WireError, connect, offer_hello, pb};
 use dfs_proto::{BootSession, FsError, NodeId, SessionId};
 
-use crate::master::{CLUSTER, Master};
+pub use crate::master::CHUNK_SIZE_LOG2;
+use crate::master::{CLUSTER, Master, Record, seal};
 
 pub const UNIT: u32 = 4096;
-pub const CHUNK_SIZE_LOG2: u32 = 20;
 
 pub struct Cluster {
     pub master: Master,
@@ -102,7 +104,27 @@ impl Cluster {
     }
 
     pub fn chunk(&self, chunk: u64) -> Chunk<'_> {
-        Chunk { cluster: self, chunk, version: 1, primary: 0, may_create: true, client: 77 }
+        Chunk { cluster: self, chunk, client: 77, session: 1 }
+    }
+
+    /// As [`Self::chunk`], of a chunk to which something was committed: what is absent is not empty.
+    pub fn committed(&self, chunk: u64) -> Chunk<'_> {
+        let view = self.chunk(chunk);
+        view.set(|record| record.may_create = false);
+        view
+    }
+
+    /// Returns what the server with this index counts under this metric, all labels together.
+    pub fn count(&self, at: usize, metric: &str) -> u64 {
+        let is_it = |line: &&str| line.strip_prefix(metric).is_some_and(|rest| rest.starts_with([' ', '{']));
+        let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64;
+        self.metrics(at).lines().filter(is_it).map(value).sum()
+    }
+
+    /// Waits until order `id` is done.
+    pub fn wait_outcome(&self, id: u64) -> Result<OrderReport, FsError> {
+        wait_until("the outcome of an order", || self.master.state.lock().unwrap().outcomes.contains_key(&id));
+        self.master.state.lock().unwrap().outcomes[&id].result.clone()
     }
 }
 
@@ -111,46 +133,57 @@ impl Cluster {
 pub struct Chunk<'a> {
     pub cluster: &'a Cluster,
     pub chunk: u64,
-    pub version: u64,
-    /// Index of the primary's server.
-    pub primary: usize,
-    pub may_create: bool,
     pub client: u64,
+    pub session: u64,
 }
 
 impl Chunk<'_> {
-    pub fn connect_as(&self, role: pb::Role, node: u32, boot: u64) -> Connection {
-        self.try_connect_as(role, node, boot).unwrap()
+    /// Returns how its replica set stands.
+    pub fn record(&self) -> Record {
+        self.cluster.master.state.lock().unwrap().record(self.chunk).clone()
     }
 
-    fn try_connect_as(&self, role: pb::Role, node: u32, boot: u64) -> Result<Connection, WireError> {
-        let address = self.cluster.master.state.lock().unwrap().nodes[&(self.primary as u32 + 1)].address.clone();
+    /// Changes its replica set, as the master.
+    pub fn set(&self, change: impl FnOnce(&mut Record)) {
+        change(self.cluster.master.state.lock().unwrap().record(self.chunk));
+    }
+
+    pub fn grant(&self) -> Grant {
+        self.cluster.master.state.lock().unwrap().grant(self.chunk)
+    }
+
+    /// Gives its primary an order and waits for the outcome.
+    pub fn order(&self, kind: OrderKind) -> Result<OrderReport, FsError> {
+        let id = self.cluster.master.state.lock().unwrap().order(self.chunk, kind);
+        self.cluster.wait_outcome(id)
+    }
+
+    /// Has all nodes that left the set filled, until all are in sync again; returns what was copied.
+    pub fn refill(&self) -> u64 {
+        let copied = Cell::new(0);
+        wait_until("all replicas in sync", || {
+            let nodes = self.cluster.master.state.lock().unwrap().nodes.keys().copied().collect::<Vec<_>>();
+            let record = self.record();
+            let Some(away) = nodes.into_iter().find(|node| !record.in_sync.contains(node)) else { return true };
+            self.set(|record| record.add(away));
+            match self.order(OrderKind::Fill { node: NodeId(away) }) {
+                Ok(report) => copied.set(copied.get() + report.copied_bytes),
+                Err(error) => eprintln!("node {away} was not filled: {error}"),
+            }
+            false
+        });
+        copied.get()
+    }
+
+    /// Connects to the server with this index.
+    pub fn connect_to(&self, at: usize, role: pb::Role, node: u32, boot: u64) -> Result<Connection, WireError> {
+        let address = self.cluster.master.state.lock().unwrap().nodes[&(at as u32 + 1)].address.clone();
         let mut connection = connect(&address, Duration::from_secs(2))?;
         let (node, boot) = (NodeId(node), BootSession(boot));
-        let own = Identity { cluster: Some(CLUSTER), role, node, boot, session: SessionId(1) };
+        let own = Identity { cluster: Some(CLUSTER), role, node, boot, session: SessionId(self.session) };
         let deadline = Instant::now() + Duration::from_secs(2);
         offer_hello(&mut connection, &own, pb::Role::ChunkServer, deadline)?;
         Ok(connection)
-    }
-
-    pub fn grant(&self) -> pb::Grant {
-        let state = self.cluster.master.state.lock().unwrap();
-        let primary = self.primary as u32 + 1;
-        pb::Grant {
-            chunk: self.chunk,
-            version: self.version,
-            primary,
-            primary_boot: state.nodes[&primary].boot,
-            members: state
-                .nodes
-                .iter()
-                .map(|(node, known)| pb::Replica { node: *node, address: known.address.clone(), alive: true })
-                .collect(),
-            may_create: self.may_create,
-            chunk_size_log2: CHUNK_SIZE_LOG2,
-            min_in_sync: 2,
-            ..Default::default()
-        }
     }
 
     pub fn connect(&self) -> Connection {
@@ -158,7 +191,7 @@ impl Chunk<'_> {
     }
 
     pub fn try_connect(&self) -> Result<Connection, WireError> {
-        self.try_connect_as(pb::Role::Mount, 0, 5)
+        self.connect_to(self.record().primary as usize - 1, pb::Role::Mount, 0, 5)
     }
 
     pub fn ask_on(
@@ -177,19 +210,34 @@ impl Chunk<'_> {
         body: data_request::Body,
         payload: &[u8],
     ) -> Result<Result<(data_reply::Body, Bytes), FsError>, WireError> {
-        let grant = self.cluster.master.grant(&self.grant());
-        let request = pb::DataRequest { chunk: self.chunk, version: self.version, grant, body: Some(body) };
-        let deadline = Some(Instant::now() + Duration::from_secs(20));
-        let (reply, payload): (pb::DataReply, _) =
-            connection.call(FrameKind::DataRequest, FrameKind::DataReply, &request, payload, deadline)?;
-        Ok(match reply.failure {
-            Some(failure) => Err(failure.into()),
-            None => Ok((reply.body.unwrap(), payload)),
-        })
+        ask_with(connection, &self.grant(), body, payload)
+    }
+
+    /// Asks by a grant that may be an old one.
+    pub fn try_ask_with(
+        &self,
+        grant: &Grant,
+        body: data_request::Body,
+        payload: &[u8],
+    ) -> Result<Result<(data_reply::Body, Bytes), FsError>, WireError> {
+        let mut connection = self.connect_to(grant.primary.0 as usize - 1, pb::Role::Mount, 0, 5)?;
+        ask_with(&mut connection, grant, body, payload)
     }
 
     pub fn ask(&self, body: data_request::Body, payload: &[u8]) -> Result<(data_reply::Body, Bytes), FsError> {
-        self.ask_on(&mut self.connect(), body, payload)
+        let lost = |error: WireError| FsError::NoReplica(error.to_string());
+        let mut connection = self.try_connect().map_err(lost)?;
+        self.try_ask_on(&mut connection, body, payload).map_err(lost)?
+    }
+
+    /// Asks as a mount does: again, with a new grant, for as long as that may help.
+    fn insist<T>(&self, what: &str, ask: impl Fn() -> Result<T, FsError>) -> T {
+        wait_for_ok(what, || match ask() {
+            Ok(done) => Ok(Ok(done)),
+            Err(error @ (FsError::Stale(_) | FsError::TryAgain(_) | FsError::NoReplica(_))) => Err(error),
+            Err(error) => Ok(Err(error)),
+        })
+        .unwrap_or_else(|error| panic!("{what} of chunk {}: {error}", self.chunk))
     }
 
     pub fn write_request(&self, offset: u32, data: &[u8], number: u64) -> data_request::Body {
@@ -205,7 +253,7 @@ impl Chunk<'_> {
     }
 
     pub fn write(&self, offset: u32, data: &[u8], number: u64) -> u64 {
-        self.try_write(offset, data, number).unwrap()
+        self.insist("a write", || self.try_write(offset, data, number))
     }
 
     pub fn write_on(&self, connection: &mut Connection, offset: u32, data: &[u8], number: u64) {
@@ -222,7 +270,7 @@ impl Chunk<'_> {
 
     pub fn zero(&self, offset: u32, length: u32, number: u64) {
         let zero = pb::Zero { offset, length, client: self.client, number };
-        self.ask(data_request::Body::Zero(zero), &[]).unwrap();
+        self.insist("zeroing", || self.ask(data_request::Body::Zero(zero), &[]));
     }
 
     /// Reads and checks; `None` for a hole.
@@ -239,11 +287,12 @@ impl Chunk<'_> {
     }
 
     pub fn read(&self, offset: u32, length: u32) -> Vec<u8> {
-        self.try_read(offset, length).unwrap().map_or_else(|| vec![0; length as usize], |data| data.to_vec())
+        let data = self.insist("a read", || self.try_read(offset, length));
+        data.map_or_else(|| vec![0; length as usize], |data| data.to_vec())
     }
 
     pub fn barrier(&self) -> Result<(), FsError> {
-        self.barrier_on(&mut self.connect())
+        self.ask(data_request::Body::Barrier(pb::Barrier {}), &[]).map(|_| ())
     }
 
     pub fn extents(&self) -> Vec<(u32, u32)> {
@@ -256,24 +305,70 @@ impl Chunk<'_> {
         }
     }
 
-    /// Checks that all servers have the same unit table and that all data matches it.
+    /// Checks that all servers are in sync, and that all units of all replicas are equal and good.
     pub fn assert_replicas_are_equal(&self) {
-        use dfs_chunkd::store::look::look;
-        use dfs_chunkd::store::volume::OsVolume;
-        use dfs_proto::ChunkId;
-        let tables = [0, 1, 2].map(|at| {
-            let seen = look(&OsVolume::peek(&self.cluster.data(at)), ChunkId(self.chunk)).unwrap().unwrap();
-            assert!(!seen.header.incomplete, "node {}", at + 1);
-            assert_eq!(seen.bad, [0; 0], "node {}", at + 1);
-            seen.table
-        });
-        assert_eq!(tables[0], tables[1]);
-        assert_eq!(tables[0], tables[2]);
+        // Afterwards all members go by the version of the record.
+        self.read(0, 1);
+        let record = self.record();
+        assert_eq!((record.in_sync.len(), record.syncing.len()), (3, 0), "{record:?}");
+        let fetch = |at| {
+            self.fetch_from(at, record.version).unwrap_or_else(|error| panic!("node {}: {error}", at + 1))
+        };
+        let contents = [0, 1, 2].map(fetch);
+        assert!(contents[0] == contents[1] && contents[0] == contents[2], "replicas of chunk {} differ", self.chunk);
     }
+
+    /// Reads all units from the server with this index, as another chunk server does.
+    pub fn fetch_from(&self, at: usize, version: u64) -> Result<(pb::Units, Bytes), FsError> {
+        let asks_as = if at == 0 { 2 } else { 1 };
+        let boot = self.cluster.master.state.lock().unwrap().nodes[&asks_as].boot;
+        let mut connection = self.connect_to(at, pb::Role::ChunkServer, asks_as, boot).unwrap();
+        let body = data_request::Body::FetchUnits(pb::FetchUnits { first_unit: 0, units: (1 << CHUNK_SIZE_LOG2) / UNIT });
+        let request = pb::DataRequest { chunk: self.chunk, version, grant: Bytes::new(), body: Some(body) };
+        let deadline = Some(Instant::now() + Duration::from_secs(20));
+        let (reply, payload): (pb::DataReply, _) =
+            connection.call(FrameKind::DataRequest, FrameKind::DataReply, &request, &[], deadline).unwrap();
+        match (reply.failure, reply.body) {
+            (Some(failure), _) => Err(failure.into()),
+            (None, Some(data_reply::Body::Units(units))) => Ok((units, payload)),
+            (None, other) => panic!("{other:?}"),
+        }
+    }
+}
+
+fn ask_with(
+    connection: &mut Connection,
+    grant: &Grant,
+    body: data_request::Body,
+    payload: &[u8],
+) -> Result<Result<(data_reply::Body, Bytes), FsError>, WireError> {
+    let request = pb::DataRequest {
+        chunk: grant.chunk.0,
+        version: grant.version.0,
+        grant: seal(grant),
+        body: Some(body),
+    };
+    let deadline = Some(Instant::now() + Duration::from_secs(20));
+    let (reply, payload): (pb::DataReply, _) =
+        connection.call(FrameKind::DataRequest, FrameKind::DataReply, &request, payload, deadline)?;
+    Ok(match reply.failure {
+        Some(failure) => Err(failure.into()),
+        None => Ok((reply.body.unwrap(), payload)),
+    })
 }
 
 pub fn pattern(seed: u8, length: usize) -> Vec<u8> {
     (0..length).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed) | 1).collect()
+}
+
+/// Flips a bit of a file.
+pub fn flip(path: &Path, offset: u64) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    byte[0] ^= 0x10;
+    file.write_all_at(&byte, offset).unwrap();
 }
 
 /// How long a condition may take to come true, on a busy machine too.

@@ -11,6 +11,7 @@ use dfs_proto::wire::{Connection, FrameKind};
 use proptest::prelude::*;
 
 use crate::harness::{Chunk, Cluster, UNIT, pattern, wait_for_ok};
+use crate::master::seal;
 
 const ACTIVATION: u64 = 7;
 
@@ -117,12 +118,11 @@ fn arbitrary_requests_of_mounts_and_peers_panic_nobody_and_the_chunk_is_served_a
     let cluster = Cluster::start_with(|_, _, config| config.op_timeout_ms = 60);
     let chunk = cluster.chunk(1);
     let boot = cluster.master.state.lock().unwrap().nodes[&1].boot;
-    let second = Chunk { primary: 1, ..chunk };
     let as_mount = || chunk.connect();
     // Node 1 as node 2 knows it.
-    let as_peer = || second.connect_as(pb::Role::ChunkServer, 1, boot);
+    let as_peer = || chunk.connect_to(1, pb::Role::ChunkServer, 1, boot).unwrap();
     let (mount, peer) = (RefCell::new(None), RefCell::new(None));
-    let grant = cluster.master.grant(&chunk.grant());
+    let grant = seal(&chunk.grant());
     let request = |version, grant, body| pb::DataRequest { chunk: 1, version, grant, body: Some(body) };
     let config = ProptestConfig { cases: 1_500, failure_persistence: None, ..ProptestConfig::default() };
     let payload = (0usize..40, 0usize..3, any::<u8>())
@@ -130,11 +130,11 @@ fn arbitrary_requests_of_mounts_and_peers_panic_nobody_and_the_chunk_is_served_a
     let version = prop_oneof![9 => Just(1u64), 1 => large()];
     proptest!(config, |(bodies in proptest::collection::vec(body(), 1..4), payload in payload, version in version)| {
         let activate = data_request::Body::Activate(pb::Activate { activation: ACTIVATION });
-        send(&second, &mut peer.borrow_mut(), &as_peer, &request(1, grant.clone(), activate), &[]);
+        send(&chunk, &mut peer.borrow_mut(), &as_peer, &request(1, grant.clone(), activate), &[]);
         for body in bodies {
             let request = request(version, grant.clone(), body);
             send(&chunk, &mut mount.borrow_mut(), &as_mount, &request, &payload);
-            send(&second, &mut peer.borrow_mut(), &as_peer, &request, &payload);
+            send(&chunk, &mut peer.borrow_mut(), &as_peer, &request, &payload);
         }
     });
     assert_eq!(panics.load(Ordering::SeqCst), 0);

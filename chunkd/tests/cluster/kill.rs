@@ -144,8 +144,7 @@ fn no_acknowledged_write_is_lost_and_no_unit_unreadable_when_processes_are_kille
         std::thread::scope(|scope| {
             for writer in 0..WRITERS {
                 let (units, progress, stop) = (&units, &progress, &stop);
-                let mut chunk = cluster.chunk(1);
-                chunk.may_create = turn == 0;
+                let mut chunk = if turn == 0 { cluster.chunk(1) } else { cluster.committed(1) };
                 chunk.client = u64::from(writer) + 100;
                 scope.spawn(move || overwrite(&chunk, writer, units, progress, stop));
             }
@@ -164,8 +163,7 @@ fn no_acknowledged_write_is_lost_and_no_unit_unreadable_when_processes_are_kille
         for at in *victims {
             processes.spawn(*at);
         }
-        let mut chunk = processes.cluster.chunk(1);
-        chunk.may_create = false;
+        let chunk = processes.cluster.committed(1);
         wait_for_ok("service", || chunk.try_read(0, UNIT));
         for (unit, known) in (0..).zip(&units) {
             let data = chunk.read(unit * UNIT, UNIT);
@@ -178,6 +176,7 @@ fn no_acknowledged_write_is_lost_and_no_unit_unreadable_when_processes_are_kille
             // What was read is what there is from now on.
             acknowledged.store(found, Ordering::Relaxed);
         }
+        chunk.refill();
         chunk.assert_replicas_are_equal();
     }
     for at in 0..3 {

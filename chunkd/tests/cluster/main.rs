@@ -11,4 +11,5 @@ mod load;
 mod master;
 mod mounts;
 mod recovery;
+mod replication;
 mod service;

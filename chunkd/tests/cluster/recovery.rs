@@ -1,12 +1,16 @@
 //! What is left after servers died, files vanished, and bits flipped.
 
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
-use dfs_proto::FsError;
+use dfs_proto::replica_set::OrderKind;
+use dfs_proto::{FsError, NodeId};
 
-use crate::harness::{Cluster, UNIT, pattern, wait_for_ok};
+use crate::harness::{Cluster, UNIT, flip, pattern, wait_until};
 
 const DATA_OFFSET: u64 = 1 << 20;
+/// Longest a write may wait for a member that is lost.
+const STALL_MAX: Duration = Duration::from_secs(4);
 
 #[test]
 fn everything_acknowledged_survives_the_restart_of_one_and_of_all() {
@@ -14,8 +18,7 @@ fn everything_acknowledged_survives_the_restart_of_one_and_of_all() {
     let mut model = vec![0; 64 * UNIT as usize];
     let mut number = 0;
     for round in 0..8u32 {
-        let mut chunk = cluster.chunk(1);
-        chunk.may_create = round == 0;
+        let chunk = if round == 0 { cluster.chunk(1) } else { cluster.committed(1) };
         for step in 0..10u32 {
             number += 1;
             let offset = ((round * 37 + step * 11) % 60 * UNIT + step * 77) as usize;
@@ -39,9 +42,9 @@ fn everything_acknowledged_survives_the_restart_of_one_and_of_all() {
         for at in &who {
             cluster.restart(*at);
         }
-        let mut chunk = cluster.chunk(1);
-        chunk.may_create = false;
+        let chunk = cluster.committed(1);
         assert_eq!(chunk.read(0, 64 * UNIT), model, "round {round}");
+        chunk.refill();
     }
     cluster.chunk(1).assert_replicas_are_equal();
 }
@@ -58,24 +61,27 @@ fn a_server_says_whether_its_last_stop_was_orderly() {
 }
 
 #[test]
-fn a_lost_replica_is_filled_from_the_others_wherever_it_was() {
+fn a_server_whose_replica_is_gone_leaves_the_set_and_is_filled_from_the_others() {
     let mut cluster = Cluster::start();
     let data = pattern(1, 20 * UNIT as usize);
     cluster.chunk(2).write(0, &data, 1);
+    cluster.committed(2);
     for at in 0..3 {
         cluster.stop(at);
         std::fs::remove_file(cluster.replica_path(at, 2)).unwrap();
         cluster.restart(at);
-        let mut chunk = cluster.chunk(2);
-        chunk.may_create = false;
-        // A secondary's absence is found by the primary at its next write.
+        let chunk = cluster.chunk(2);
         chunk.write(at as u32 * UNIT, &data[..10], 2 + at as u64);
         let mut expected = data.clone();
         for unit in 0..=at {
             expected[unit * UNIT as usize..][..10].copy_from_slice(&data[..10]);
         }
         assert_eq!(chunk.read(0, data.len() as u32), expected);
+        let record = chunk.record();
+        assert_eq!(record.stale, [at as u32 + 1], "its word, or the primary's, that it has nothing: {record:?}");
+        chunk.refill();
         chunk.assert_replicas_are_equal();
+        assert_eq!(chunk.read(0, data.len() as u32), expected);
     }
 }
 
@@ -90,40 +96,36 @@ fn a_chunk_that_nobody_has_any_more_is_never_zeros() {
     for at in 0..3 {
         cluster.restart(at);
     }
+    cluster.committed(3);
     for _ in 0..2 {
-        let mut chunk = cluster.chunk(3);
-        chunk.may_create = false;
-        assert!(matches!(chunk.try_read(0, 10), Err(FsError::Corrupt(_))));
-        assert!(matches!(chunk.try_write(0, &[1; 10], 2), Err(FsError::Corrupt(_))));
-        for at in 0..3 {
-            cluster.stop(at);
-            cluster.restart(at);
-        }
+        // Each primary leaves in favour of the next one, until the last one has to say so.
+        wait_until("the verdict", || matches!(cluster.chunk(3).try_read(0, 10), Err(FsError::Corrupt(_))));
+        assert!(matches!(cluster.chunk(3).try_write(0, &[1; 10], 2), Err(FsError::Corrupt(_))));
+        let last = cluster.chunk(3).record().primary as usize - 1;
+        cluster.stop(last);
+        cluster.restart(last);
     }
 }
 
 #[test]
-fn a_flipped_bit_is_repaired_on_read_and_on_partial_write() {
-    let cluster = Cluster::start();
-    let chunk = cluster.chunk(4);
+fn a_flipped_bit_in_data_or_table_is_repaired_on_read_and_on_partial_write() {
+    let mut cluster = Cluster::start();
     let mut model = pattern(1, 8 * UNIT as usize);
-    chunk.write(0, &model, 1);
-    let flip = |at: usize, offset: u64| {
-        let path = cluster.replica_path(at, 4);
-        let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, offset).unwrap();
-        byte[0] ^= 0x10;
-        file.write_all_at(&byte, offset).unwrap();
-    };
-    flip(0, DATA_OFFSET + 5 * u64::from(UNIT) + 17);
-    flip(0, DATA_OFFSET + 2 * u64::from(UNIT) + 9);
+    cluster.chunk(4).write(0, &model, 1);
+    cluster.committed(4);
+    // The table is in memory while the server runs.
+    cluster.stop(0);
+    flip(&cluster.replica_path(0, 4), DATA_OFFSET + 5 * u64::from(UNIT) + 17);
+    flip(&cluster.replica_path(0, 4), 512 + 2 * 32 + 9);
+    cluster.restart(0);
+    let chunk = cluster.chunk(4);
     assert_eq!(chunk.read(0, 8 * UNIT), model);
     let metrics = cluster.metrics(0);
     assert!(metrics.contains("dfs_chunkd_corrupt_units_total 2"), "{metrics}");
     assert!(metrics.contains("dfs_chunkd_repaired_units_total 2"), "{metrics}");
 
-    flip(0, DATA_OFFSET + 6 * u64::from(UNIT));
+    chunk.barrier().unwrap();
+    flip(&cluster.replica_path(0, 4), DATA_OFFSET + 6 * u64::from(UNIT));
     chunk.write(6 * UNIT + 10, &[9; 10], 2);
     model[6 * UNIT as usize + 10..][..10].fill(9);
     assert_eq!(chunk.read(0, 8 * UNIT), model);
@@ -134,52 +136,74 @@ fn a_flipped_bit_is_repaired_on_read_and_on_partial_write() {
 fn a_unit_that_is_damaged_everywhere_is_an_error_and_its_neighbours_are_not() {
     let cluster = Cluster::start();
     let chunk = cluster.chunk(5);
-    // As many as go straight into the file.
-    let model = pattern(1, 8 * UNIT as usize);
+    let model = pattern(1, 4 * UNIT as usize);
     chunk.write(0, &model, 1);
+    chunk.barrier().unwrap();
     for at in 0..3 {
         let file = std::fs::OpenOptions::new().write(true).open(cluster.replica_path(at, 5)).unwrap();
         file.write_all_at(b"rot", DATA_OFFSET + u64::from(UNIT)).unwrap();
     }
-    assert!(matches!(chunk.try_read(0, 8 * UNIT), Err(FsError::Corrupt(_))));
+    assert!(matches!(chunk.try_read(0, 4 * UNIT), Err(FsError::Corrupt(_))));
     assert_eq!(chunk.read(0, UNIT), model[..UNIT as usize]);
-    assert_eq!(chunk.read(2 * UNIT, 6 * UNIT), model[2 * UNIT as usize..]);
+    assert_eq!(chunk.read(2 * UNIT, 2 * UNIT), model[2 * UNIT as usize..]);
     chunk.write(UNIT, &model[..UNIT as usize], 2);
     assert_eq!(chunk.read(UNIT, UNIT), model[..UNIT as usize], "a whole write needs nothing of what was there");
 }
 
 #[test]
-fn a_write_waits_for_a_secondary_that_restarts() {
+fn writes_go_on_without_a_secondary_and_it_comes_back_with_what_it_missed() {
     let mut cluster = Cluster::start();
-    cluster.chunk(6).write(0, &[1; 10], 1);
+    let whole = pattern(1, 1 << 20);
+    cluster.chunk(6).write(0, &whole, 1);
+    cluster.committed(6);
     cluster.stop(1);
-    let error = cluster.chunk(6).try_write(0, &[2; 10], 2).unwrap_err();
-    assert!(matches!(&error, FsError::NoReplica(reason) if reason.contains("node 2")), "{error}");
+    let began = Instant::now();
+    cluster.chunk(6).write(0, &[2; 10], 2);
+    assert!(began.elapsed() < STALL_MAX, "{:?}", began.elapsed());
+    assert_eq!(cluster.chunk(6).record().stale, [2]);
+    for unit in 10..14 {
+        cluster.chunk(6).write(unit * UNIT, &[3; UNIT as usize], 10 + u64::from(unit));
+    }
+    cluster.chunk(6).barrier().unwrap();
     cluster.restart(1);
     let chunk = cluster.chunk(6);
-    wait_for_ok("the write", || chunk.try_write(0, &[2; 10], 2));
-    assert_eq!(chunk.read(0, 10), [2; 10]);
+    let copied = chunk.refill();
+    assert_eq!(copied, 5 * u64::from(UNIT), "only what differs");
     chunk.assert_replicas_are_equal();
+    let mut expected = whole;
+    expected[..10].fill(2);
+    expected[10 * UNIT as usize..14 * UNIT as usize].fill(3);
+    // Whoever is left has it all.
+    cluster.stop(0);
+    cluster.stop(2);
+    cluster.chunk(6).set(|record| record.take_over(2));
+    assert_eq!(cluster.chunk(6).read(0, 1 << 20), expected);
 }
 
 #[test]
-fn reads_go_on_without_a_secondary() {
+fn with_one_replica_left_reads_go_on_and_writes_wait_for_another() {
     let mut cluster = Cluster::start();
     cluster.chunk(7).write(0, &[1; 10], 1);
-    cluster.chunk(7).write(UNIT, &[2; 10], 2);
+    cluster.committed(7);
+    cluster.stop(1);
     cluster.stop(2);
+    wait_until("the drops", || {
+        let _ = cluster.chunk(7).try_write(0, &[3; 10], 3);
+        cluster.chunk(7).record().in_sync == [1]
+    });
     let chunk = cluster.chunk(7);
-    assert_eq!(chunk.read(0, 10), [1; 10]);
-    assert!(matches!(chunk.try_write(0, &[3; 10], 3), Err(FsError::NoReplica(_))));
-    assert_eq!(chunk.read(UNIT, 10), [2; 10], "units without an unresolved write");
-    assert!(matches!(chunk.try_read(0, 10), Err(FsError::NoReplica(_))), "that write may be lost yet");
+    assert!(matches!(chunk.try_write(0, &[3; 10], 3), Err(FsError::TryAgain(_))));
+    assert!(matches!(chunk.barrier(), Err(FsError::TryAgain(_))));
+    assert!([[1; 10], [3; 10]].map(Vec::from).contains(&chunk.read(0, 10)), "the old one or the new one");
     cluster.restart(2);
     let chunk = cluster.chunk(7);
-    wait_for_ok("the read", || chunk.try_read(0, 10));
-    let seen = chunk.read(0, 10);
-    assert_eq!(seen, [3; 10], "all members have it now");
+    chunk.set(|record| record.add(3));
+    chunk.order(OrderKind::Fill { node: NodeId(3) }).unwrap();
+    chunk.write(0, &[3; 10], 3);
     chunk.write(0, &[4; 10], 4);
     chunk.write(0, &[3; 10], 3);
-    assert_eq!(chunk.read(0, 10), [4; 10], "its retry is not applied again");
-    chunk.assert_replicas_are_equal();
+    assert_eq!(chunk.read(0, 10), [4; 10], "a repeat is not applied again");
+    cluster.restart(1);
+    cluster.chunk(7).refill();
+    cluster.chunk(7).assert_replicas_are_equal();
 }

@@ -1,6 +1,7 @@
 //! What a mount sees while everything is well.
 
 use dfs_proto::FsError;
+use dfs_proto::replica_set::Grant;
 use dfs_proto::wire::pb::{self, data_request};
 
 use crate::harness::{CHUNK_SIZE_LOG2, Cluster, UNIT, pattern, wait_for_ok, wait_until};
@@ -119,43 +120,48 @@ fn damaged_or_impossible_requests_are_refused() {
 }
 
 #[test]
-fn a_grant_for_another_version_or_run_is_stale() {
+fn a_grant_for_another_primary_or_run_is_stale_and_an_older_one_of_the_same_is_not() {
     let cluster = Cluster::start();
-    let mut chunk = cluster.chunk(6);
+    let chunk = cluster.chunk(6);
     chunk.write(0, &[1; 10], 1);
-    chunk.version = 2;
+    let old = chunk.grant();
+    chunk.set(|record| record.version = 2);
     chunk.write(0, &[2; 10], 2);
     assert_eq!(chunk.read(0, 10), [2; 10]);
-    chunk.version = 1;
-    assert!(matches!(chunk.try_read(0, 10), Err(FsError::Stale(_))), "the older version is over");
-    chunk.version = 3;
-    let mut grant = chunk.grant();
-    grant.primary_boot += 1;
-    let request = pb::DataRequest {
-        chunk: 6,
-        version: 3,
-        grant: cluster.master.grant(&grant),
-        body: Some(data_request::Body::Read(pb::Read { offset: 0, length: 10 })),
+    let read_with = |grant: &Grant| {
+        let read = data_request::Body::Read(pb::Read { offset: 0, length: 10 });
+        chunk.try_ask_with(grant, read, &[]).unwrap().map(|(_, payload)| payload)
     };
-    let reply: (pb::DataReply, _) = chunk
-        .connect()
-        .call(dfs_proto::wire::FrameKind::DataRequest, dfs_proto::wire::FrameKind::DataReply, &request, &[], None)
-        .unwrap();
-    assert!(matches!(FsError::from(reply.0.failure.unwrap()), FsError::Stale(_)));
+    // Nobody else has become the primary since.
+    assert_eq!(read_with(&old).unwrap(), [2; 10][..]);
+    let mut other_run = chunk.grant();
+    other_run.primary_boot.0 += 1;
+    assert!(matches!(read_with(&other_run), Err(FsError::Stale(_))));
+    chunk.set(|record| {
+        record.take_over(2);
+        record.may_create = false;
+    });
+    assert_eq!(chunk.read(0, 10), [2; 10]);
+    assert!(read_with(&old).is_err(), "another server has");
 }
 
 #[test]
 fn another_primary_at_a_higher_version_takes_over_with_everything() {
     let cluster = Cluster::start();
-    let mut chunk = cluster.chunk(16);
+    let chunk = cluster.chunk(16);
     let data = pattern(4, 10_000);
     chunk.write(100, &data, 1);
-    let old = chunk;
-    (chunk.version, chunk.primary, chunk.may_create) = (2, 1, false);
+    let old = chunk.grant();
+    chunk.set(|record| {
+        record.take_over(2);
+        record.may_create = false;
+    });
     assert_eq!(chunk.read(100, 10_000), data);
     chunk.write(100, &pattern(5, 10_000), 2);
-    assert!(matches!(old.try_write(100, &data, 3), Err(FsError::Stale(_))), "the old primary is fenced");
+    let refused = chunk.try_ask_with(&old, chunk.write_request(100, &data, 3), &data).unwrap();
+    assert!(refused.is_err(), "the old primary is fenced");
     assert_eq!(chunk.read(100, 10_000), pattern(5, 10_000));
+    chunk.refill();
     chunk.assert_replicas_are_equal();
 }
 
