@@ -320,8 +320,9 @@ impl NodeTable {
     ) -> Option<PulseAnswer> {
         let lease_until = now.plus(self.lease_ms);
         let node = self.of_session(id, boot)?;
-        node.last_seen = Some(now);
-        node.lease_until = lease_until;
+        // Pulses may come in any order; the server goes by the latest.
+        node.last_seen = node.last_seen.max(Some(now));
+        node.lease_until = node.lease_until.max(lease_until);
         node.fenced_up_to = node.fenced_up_to.max(fenced_up_to);
         for chunk in deleted {
             node.deletions.remove(chunk);

@@ -206,3 +206,80 @@ fn only_who_registered_in_this_run_can_be_named_in_a_grant() {
     assert_eq!((silent.boot, silent.lease_valid, silent.online), (BootSession(0), false, false));
     assert_eq!(table.location(NodeId(3), MonoMs(1_000)), None);
 }
+
+/// A table of a master that began at 1000: node 1 registered then, node 2 is on record.
+fn begun() -> NodeTable {
+    let mut table = NodeTable::new(5_000, 90_000);
+    table.begin(MonoMs(1_000));
+    table.restore([(ONE, facts(1)), (NodeId(2), facts(2))]);
+    table.register(ONE, facts(1), BOOT, disks(50), MonoMs(1_000));
+    table
+}
+
+#[test]
+fn a_lease_is_certainly_over_a_guard_after_its_end() {
+    let mut table = begun();
+    table.pulse(ONE, BOOT, &[], Seq(0), MonoMs(3_000)).expect("known");
+    let over = |table: &NodeTable, node, at| table.lease_certainly_over(node, MonoMs(at));
+    assert_eq!(table.state(ONE, MonoMs(8_000)), NodeState::LeaseExpired);
+    assert!(!over(&table, ONE, 8_149) && over(&table, ONE, 8_150), "1 % and 100 ms");
+    assert!(!over(&table, NodeId(2), 6_149) && over(&table, NodeId(2), 6_150), "a lease that an earlier run gave");
+    assert!(!over(&table, NodeId(9), 6_149) && over(&table, NodeId(9), 6_150), "nor is it known of whom");
+}
+
+#[test]
+fn the_lease_of_a_run_before_the_present_one_counts() {
+    let mut table = begun();
+    table.pulse(ONE, BOOT, &[], Seq(0), MonoMs(9_000)).expect("known");
+    table.register(ONE, facts(1), BootSession(12), disks(50), MonoMs(9_100));
+    let former = |table: &NodeTable, at| table.standing(ONE, MonoMs(at)).are_former_leases_over;
+    assert!(!former(&table, 14_149) && former(&table, 14_150));
+    table.register(ONE, facts(1), BootSession(12), disks(50), MonoMs(20_000));
+    assert!(former(&table, 20_000), "the same run again");
+}
+
+#[test]
+fn a_run_that_has_ended_is_not_believed_again() {
+    let mut table = begun();
+    assert!(!table.end_run(ONE, MonoMs(6_149)));
+    assert!(table.pulse(ONE, BOOT, &[], Seq(0), MonoMs(6_149)).is_some(), "it turned up just in time");
+    assert!(table.end_run(ONE, MonoMs(12_000)));
+    assert!(table.pulse(ONE, BOOT, &[], Seq(0), MonoMs(12_000)).is_none());
+    assert!(!table.report(ONE, BOOT, disks(50), MonoMs(12_000)));
+    let standing = table.standing(ONE, MonoMs(12_000));
+    assert_eq!((standing.boot, standing.is_online, standing.is_lease_over), (BootSession(0), false, true));
+    table.register(ONE, facts(1), BootSession(12), disks(50), MonoMs(12_000));
+    let standing = table.standing(ONE, MonoMs(12_000));
+    assert_eq!((standing.boot, standing.is_online, standing.is_lease_over), (BootSession(12), true, false));
+}
+
+#[test]
+fn a_fence_is_complete_when_every_server_has_it_or_no_lease() {
+    let mut table = begun();
+    let session = SessionId(7);
+    assert!(table.is_fence_complete(session, MonoMs(7_000)), "it is not fenced");
+    table.register(NodeId(2), facts(2), BootSession(22), disks(50), MonoMs(7_000));
+    table.pulse(ONE, BOOT, &[], Seq(0), MonoMs(7_000)).expect("known");
+    table.fences_mut().add(session, Seq(40), MonoMs(7_000));
+    let answer = table.pulse(ONE, BOOT, &[], Seq(0), MonoMs(8_000)).expect("known");
+    assert_eq!((answer.fenced, answer.fence_seq), (vec![session], Seq(40)));
+    assert!(!table.is_fence_complete(session, MonoMs(8_000)));
+    table.pulse(ONE, BOOT, &[], Seq(40), MonoMs(9_000)).expect("known");
+    assert!(!table.is_fence_complete(session, MonoMs(9_000)), "node 2 may not know");
+    assert!(table.is_fence_complete(session, MonoMs(12_150)), "it holds no lease");
+    table.register(ONE, facts(1), BootSession(12), disks(50), MonoMs(12_200));
+    assert!(!table.is_fence_complete(session, MonoMs(12_200)), "a new run has yet to be told");
+}
+
+#[test]
+fn nothing_is_placed_on_a_server_that_is_to_be_emptied() {
+    let mut table = begun();
+    let record = record::Node { is_draining: true, suspect_seq: Seq(3), ..record::Node::default() };
+    table.note_record(ONE, &record);
+    assert!(matches!(table.place(0, 1, MonoMs(1_000)), Err(FsError::NoReplica(_))));
+    assert_eq!(table.standing(ONE, MonoMs(1_000)).suspect_seq, Seq(3));
+    table.register(ONE, facts(1), BootSession(12), disks(50), MonoMs(2_000));
+    assert!(table.node(ONE).unwrap().is_draining, "also after its restart");
+    table.remove(ONE);
+    assert!(table.node(ONE).is_none());
+}

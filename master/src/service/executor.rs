@@ -110,7 +110,6 @@ impl Executor {
             reclaim_delay_ms: config.reclaim_delay_ms,
             session_ms: config.session_ms,
             reclaim_window_ms: config.reclaim_window_ms,
-            unknown_grace_ms: config.unknown_grace_ms,
             seed: dfs_proto::env::random_u64(),
         };
         let observer = Arc::clone(&metrics) as Arc<dyn Observer>;

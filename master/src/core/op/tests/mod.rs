@@ -4,5 +4,6 @@ mod chunks;
 pub(crate) mod invariants;
 mod listing;
 mod model;
+mod replica_sets;
 mod script;
 mod world;

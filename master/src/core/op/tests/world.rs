@@ -50,15 +50,21 @@ impl Map {
     }
 }
 
-struct ThreeNodes;
+/// Three servers to place chunks on; how they stand is up to the test.
+#[derive(Default)]
+pub(super) struct Servers {
+    pub(super) standings: BTreeMap<NodeId, Standing>,
+}
 
-impl Cluster for ThreeNodes {
+impl Cluster for Servers {
     fn place(&self, seed: u64, replicas: usize) -> Result<Vec<NodeId>, FsError> {
         Ok((0..replicas as u64).map(|at| NodeId(((seed + at) % 3 + 1) as u32)).collect())
     }
 
-    fn standing(&self, _node: NodeId) -> Standing {
-        Standing { boot: BootSession(1), is_online: true, are_former_leases_over: true, ..Standing::default() }
+    fn standing(&self, node: NodeId) -> Standing {
+        let well =
+            Standing { boot: BootSession(1), is_online: true, are_former_leases_over: true, ..Standing::default() };
+        self.standings.get(&node).copied().unwrap_or(well)
     }
 
     fn space(&self) -> Space {
@@ -68,6 +74,7 @@ impl Cluster for ThreeNodes {
 
 pub(super) struct World {
     map: Map,
+    pub(super) servers: Servers,
     pub(super) opens: Opens,
     pub(super) counters: Counters,
     pub(super) cut: Option<CutIntent>,
@@ -86,6 +93,7 @@ impl World {
         ids.reserved(&IdMarks { inode: u64::MAX, chunk: u64::MAX, session: u64::MAX, seq: Seq(0) });
         let mut world = Self {
             map: Map::default(),
+            servers: Servers::default(),
             opens: Opens::default(),
             counters: Counters::default(),
             cut: None,
@@ -118,7 +126,7 @@ impl World {
                 SESSION,
                 seq,
                 &self.opens,
-                &ThreeNodes,
+                &self.servers,
                 &unsettled,
                 self.ids,
                 10,
@@ -256,6 +264,11 @@ impl World {
 
     pub(super) fn release(&mut self, inode: InodeId) {
         self.ask(Request::Release { opens: vec![(inode, 1)] }).expect("released");
+    }
+
+    /// Returns the position of the last change.
+    pub(super) fn seq(&self) -> Seq {
+        Seq(self.seq)
     }
 
     pub(super) fn records(&self) -> impl Iterator<Item = &(Key, Record)> {
