@@ -64,6 +64,52 @@ impl Admin {
         answer.map(tonic::Response::into_inner).map_err(|status| self.explain(&status))
     }
 
+    /// Has a chunk server emptied, or no longer.
+    ///
+    /// # Errors
+    ///
+    /// If the master cannot be reached or refuses.
+    pub fn drain(&mut self, request: pb::DrainRequest) -> anyhow::Result<pb::DrainReply> {
+        let answer = self.runtime.block_on(self.client.drain(request));
+        answer.map(tonic::Response::into_inner).map_err(|status| self.explain(&status))
+    }
+
+    /// Has a chunk server forgotten.
+    ///
+    /// # Errors
+    ///
+    /// If the master cannot be reached or refuses.
+    pub fn remove_node(&mut self, request: pb::RemoveNodeRequest) -> anyhow::Result<()> {
+        let answer = self.runtime.block_on(self.client.remove_node(request));
+        answer.map(|_| ()).map_err(|status| self.explain(&status))
+    }
+
+    /// Has a replica made the primary although acknowledged writes may be missing there.
+    ///
+    /// # Errors
+    ///
+    /// If the master cannot be reached or refuses.
+    pub fn force_primary(&mut self, request: pb::ForcePrimaryRequest) -> anyhow::Result<pb::ForcePrimaryReply> {
+        let answer = self.runtime.block_on(self.client.force_primary(request));
+        answer.map(tonic::Response::into_inner).map_err(|status| self.explain(&status))
+    }
+
+    /// Has the master check everything, and tells `hear` what it says as it goes.
+    ///
+    /// # Errors
+    ///
+    /// If the master cannot be reached, refuses, or fails on the way.
+    pub fn fsck(&mut self, request: pb::FsckRequest, mut hear: impl FnMut(pb::FsckProgress)) -> anyhow::Result<()> {
+        let heard = self.runtime.block_on(async {
+            let mut progress = self.client.fsck(request).await?.into_inner();
+            while let Some(said) = progress.message().await? {
+                hear(said);
+            }
+            Ok(())
+        });
+        heard.map_err(|status: tonic::Status| self.explain(&status))
+    }
+
     fn explain(&self, status: &tonic::Status) -> anyhow::Error {
         match status.code() {
             tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => unreachable(format!(

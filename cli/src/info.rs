@@ -22,18 +22,7 @@ const CHUNKS_MAX: u32 = 1_000;
 ///
 /// If there is no such file, or the master cannot be reached.
 pub fn run(mut admin: Admin, path: &Path, as_json: bool) -> anyhow::Result<()> {
-    let mut request = pb::InfoRequest { chunks_max: CHUNKS_MAX, ..Default::default() };
-    match inode_on_a_mount(path) {
-        Some(inode) => request.inode = inode,
-        None if path.is_absolute() => request.path = path.as_os_str().to_owned().into_vec().into(),
-        None => {
-            return Err(usage(format!(
-                "{} is not on a mounted dfs: give a path on a mount, or an absolute path from the root of the file system",
-                mount_point::shown(path)
-            )));
-        }
-    }
-    let reply = admin.info(request)?;
+    let reply = ask(&mut admin, path, CHUNKS_MAX)?;
     let Some(inode) = reply.inode.as_ref().filter(|_| reply.found) else {
         anyhow::bail!(
             "{}: {}",
@@ -47,6 +36,26 @@ pub fn run(mut admin: Admin, path: &Path, as_json: bool) -> anyhow::Result<()> {
         print!("{}", to_text(inode, &reply));
     }
     Ok(())
+}
+
+/// Asks the master about `path`, as [`run`] does, and about `chunks_max` of its chunks.
+///
+/// # Errors
+///
+/// A path that can be meant in no way; if the master cannot be reached.
+pub fn ask(admin: &mut Admin, path: &Path, chunks_max: u32) -> anyhow::Result<pb::InfoReply> {
+    let mut request = pb::InfoRequest { chunks_max, ..Default::default() };
+    match inode_on_a_mount(path) {
+        Some(inode) => request.inode = inode,
+        None if path.is_absolute() => request.path = path.as_os_str().to_owned().into_vec().into(),
+        None => {
+            return Err(usage(format!(
+                "{} is not on a mounted dfs: give a path on a mount, or an absolute path from the root of the file system",
+                mount_point::shown(path)
+            )));
+        }
+    }
+    admin.info(request)
 }
 
 fn inode_on_a_mount(path: &Path) -> Option<u64> {

@@ -5,7 +5,10 @@
 
 mod admin;
 mod config;
+mod drain;
 mod exit;
+mod force_primary;
+mod fsck;
 mod info;
 mod mount;
 mod mount_options;
@@ -23,9 +26,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use dfs_proto::wire::pb::FsckRequest;
 
 use admin::Admin;
 use exit::Exit;
+use force_primary::Force;
 use mount::Ground;
 use settings::Settings;
 use signals::StopSignals;
@@ -137,11 +142,68 @@ enum Command {
         #[command(flatten)]
         ask: Ask,
     },
+    /// Check the whole file system while it is in use
+    ///
+    /// Names and inodes, the replicas of each chunk, what servers hold. Exit codes: 0 nothing found, 1 all that was found is
+    /// mended, 3 the master does not answer, 4 something that was found is not mended.
+    Fsck {
+        /// Read and check every unit of every replica
+        #[arg(long)]
+        deep: bool,
+        /// Mend what can be mended without losing anything
+        #[arg(long)]
+        repair: bool,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Empty a chunk server: its replicas are made elsewhere, nothing is lost meanwhile
+    Drain {
+        /// Its number, or the HOST:PORT of its data plane
+        node: String,
+        /// Do not empty it any more
+        #[arg(long)]
+        stop: bool,
+        /// Return when it is empty
+        #[arg(long, conflicts_with = "stop")]
+        wait: bool,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Forget a chunk server that is gone or empty
+    RemoveNode {
+        /// Its number, or the HOST:PORT of its data plane
+        node: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Last resorts
+    Admin {
+        #[command(subcommand)]
+        command: AdminCommand,
+    },
     /// List every setting, its value and where that came from
     Config {
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum AdminCommand {
+    /// Make a replica the only one of its chunk that counts, when all that were in sync are lost. It is recorded
+    ForcePrimary {
+        /// The file: on a mounted dfs, or absolute from the root of the file system
+        path: PathBuf,
+        /// The chunk's place in the file, from 0
+        index: u32,
+        /// The chunk server that has the replica: its number, or the HOST:PORT of its data plane
+        node: String,
+        /// Acknowledged writes that the replica lacks are gone for good
+        #[arg(long)]
+        accept_data_loss: bool,
+        #[command(flatten)]
+        ask: Ask,
     },
 }
 
@@ -236,6 +298,17 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Command::Status { ask } => status::run(asker(&mut settings, &ask)?, ask.json),
         Command::Info { path, ask } => info::run(asker(&mut settings, &ask)?, &path, ask.json),
+        Command::Fsck { deep, repair, ask } => {
+            fsck::run(asker(&mut settings, &ask)?, FsckRequest { deep, repair }, ask.json)
+        }
+        Command::Drain { node, stop, wait, ask } => {
+            drain::run(asker(&mut settings, &ask)?, &drain::Drain { node, stop, wait }, ask.json)
+        }
+        Command::RemoveNode { node, ask } => drain::remove(asker(&mut settings, &ask)?, &node, ask.json),
+        Command::Admin { command: AdminCommand::ForcePrimary { path, index, node, accept_data_loss, ask } } => {
+            let force = Force { path: &path, index, node: &node, accepts_loss: accept_data_loss };
+            force_primary::run(asker(&mut settings, &ask)?, &force, ask.json)
+        }
         Command::Config { json } => {
             config::run(&settings, json);
             Ok(())

@@ -29,12 +29,30 @@ fn state(node: &pb::NodeStatus) -> &'static str {
     }
 }
 
+/// Returns what else there is to say of a server.
+fn remarks(node: &pb::NodeStatus) -> String {
+    let words = [(node.draining, "draining"), (node.suspect, "suspect")];
+    words.iter().filter(|(is_so, _)| *is_so).map(|(_, word)| format!(", {word}")).collect()
+}
+
+/// Returns what is not as it should be with the replicas of chunks.
+fn health(status: &pb::StatusReply) -> String {
+    let counts = [
+        (status.unavailable_chunks, "UNAVAILABLE"),
+        (status.under_replicated_chunks, "with too few replicas"),
+        (status.syncing_chunks, "with a replica being filled"),
+    ];
+    let wrong = counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+    let text = wrong.collect::<Vec<_>>().join(", ");
+    if text.is_empty() { "all have their replicas".into() } else { text }
+}
+
 fn to_text(status: &pb::StatusReply) -> String {
     let online = status.nodes.iter().filter(|node| node.online && node.lease_valid).count();
     let mut text = format!(
         "cluster   {}\nmaster    dfs {}, engine {}, up {}\nspace     {} free of {} (of user data, replicas counted off)\n\
          content   {} inodes, {} chunks, {} in files; {} orphans, {} replicas to be reclaimed\n\
-         log       seq {}, durable {}\n\nchunk servers: {online} of {} online\n",
+         chunks    {}\nlog       seq {}, durable {}\n\nchunk servers: {online} of {} online\n",
         show::hex(&status.cluster_id),
         status.software,
         status.engine,
@@ -46,6 +64,7 @@ fn to_text(status: &pb::StatusReply) -> String {
         show::bytes(status.logical_bytes),
         status.orphans,
         status.reclaim_pending,
+        health(status),
         status.seq,
         status.durable_seq,
         status.nodes.len(),
@@ -57,7 +76,7 @@ fn to_text(status: &pb::StatusReply) -> String {
         let failed = node.disks.iter().filter(|disk| disk.failed).count();
         rows.push(vec![
             node.node.to_string(),
-            state(node).into(),
+            format!("{}{}", state(node), remarks(node)),
             node.data_address.clone(),
             if node.rack.is_empty() { "-".into() } else { node.rack.clone() },
             show::bytes(node.disks.iter().map(|disk| disk.free_bytes).sum()),
@@ -101,7 +120,7 @@ fn to_json(status: &pb::StatusReply) -> serde_json::Value {
             json!({"node": node.node, "state": state(node), "online": node.online, "lease_valid": node.lease_valid,
                 "host": node.host, "data_address": node.data_address, "http_address": node.http_address,
                 "rack": node.rack, "last_seen_ms": node.last_seen_ms, "software": node.software,
-                "replicas": node.replicas, "disks": disks})
+                "replicas": node.replicas, "draining": node.draining, "suspect": node.suspect, "disks": disks})
         })
         .collect();
     let sessions: Vec<_> = status
@@ -117,7 +136,8 @@ fn to_json(status: &pb::StatusReply) -> serde_json::Value {
         "engine": status.engine, "inodes": status.inodes, "chunks": status.chunks, "orphans": status.orphans,
         "reclaim_pending": status.reclaim_pending, "logical_bytes": status.logical_bytes, "seq": status.seq,
         "durable_seq": status.durable_seq, "total_bytes": status.total_bytes, "free_bytes": status.free_bytes,
-        "nodes": nodes, "sessions": sessions})
+        "under_replicated_chunks": status.under_replicated_chunks, "syncing_chunks": status.syncing_chunks,
+        "unavailable_chunks": status.unavailable_chunks, "nodes": nodes, "sessions": sessions})
 }
 
 #[cfg(test)]
@@ -136,5 +156,23 @@ mod tests {
             "{text}"
         );
         assert_eq!(to_json(&status)["nodes"][0]["disks"][0]["failed"], true);
+        assert!(text.contains("all have their replicas"), "{text}");
+    }
+
+    #[test]
+    fn chunks_in_danger_and_servers_that_are_emptied_are_seen_at_a_glance() {
+        let node =
+            pb::NodeStatus { online: true, lease_valid: true, draining: true, suspect: true, ..Default::default() };
+        let status = pb::StatusReply {
+            nodes: vec![node],
+            unavailable_chunks: 1,
+            under_replicated_chunks: 7,
+            ..Default::default()
+        };
+        let text = to_text(&status);
+        assert!(text.contains("1 UNAVAILABLE, 7 with too few replicas\n"), "{text}");
+        assert!(text.contains("online, draining, suspect"), "{text}");
+        let json = to_json(&status);
+        assert_eq!((&json["under_replicated_chunks"], &json["nodes"][0]["draining"]), (&json!(7), &json!(true)));
     }
 }

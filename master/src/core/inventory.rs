@@ -235,9 +235,11 @@ impl Inventory {
         self.frozen.keys().copied()
     }
 
-    /// Returns the replicas that are unknown.
-    pub fn unknown_replicas(&self) -> impl Iterator<Item = (NodeId, ChunkId)> + '_ {
-        self.unknown.keys().copied()
+    /// Returns the replicas that have been unknown for longer than they should be.
+    pub fn overdue(&self, now: MonoMs) -> impl Iterator<Item = (NodeId, ChunkId)> + '_ {
+        // One list after the grace would have had them reclaimed.
+        let is_overdue = move |first_seen: MonoMs| now.since(first_seen) > 3 * self.grace_ms;
+        self.unknown.iter().filter(move |(_, first_seen)| is_overdue(**first_seen)).map(|(replica, _)| *replica)
     }
 
     /// Returns when the last whole list of `node` was begun, and how many replicas it has.

@@ -70,7 +70,7 @@ impl Duty {
     fn per_node_max(self) -> usize {
         match self {
             Self::Fill => 16,
-            Self::Scrub => 2,
+            Self::Scrub => 16,
             Self::HandOver => 16,
             Self::Discard => 64,
         }
@@ -125,7 +125,9 @@ fn purpose(chunk: ChunkId, kind: OrderKind, node: NodeId) -> Purpose {
     let whom = match kind {
         OrderKind::Fill { node } => node,
         OrderKind::Discard { .. } => node,
-        OrderKind::Scrub { .. } | OrderKind::HandOver => NodeId(0),
+        // A deep one is not the same as one that only compares.
+        OrderKind::Scrub { deep } => NodeId(u32::from(deep)),
+        OrderKind::HandOver => NodeId(0),
     };
     (chunk, Duty::of(kind), whom)
 }
@@ -138,6 +140,8 @@ pub struct Orders {
     by_node: BTreeMap<NodeId, BTreeSet<u64>>,
     by_purpose: BTreeMap<Purpose, u64>,
     finished: Vec<Finished>,
+    /// Orders whose results somebody waits for, and those that came.
+    watched: BTreeMap<u64, Option<Result<OrderReport, FsError>>>,
 }
 
 impl Orders {
@@ -150,6 +154,7 @@ impl Orders {
             by_node: BTreeMap::new(),
             by_purpose: BTreeMap::new(),
             finished: Vec::new(),
+            watched: BTreeMap::new(),
         }
     }
 
@@ -205,6 +210,9 @@ impl Orders {
                 && self.finished.len() < RESULTS_MAX
                 && let Some(order) = self.withdraw(id)
             {
+                if let Some(watched) = self.watched.get_mut(&id) {
+                    *watched = Some(result.clone());
+                }
                 self.finished.push(Finished { id, order, result });
             }
         }
@@ -260,6 +268,26 @@ impl Orders {
     /// Returns whether a fill of `node`'s replica of `chunk` is under way.
     pub fn is_filling(&self, chunk: ChunkId, node: NodeId) -> bool {
         self.by_purpose.contains_key(&(chunk, Duty::Fill, node))
+    }
+
+    /// Has the result of order `id` kept until it is taken with [`Self::take_watched`] or no longer wanted.
+    pub fn watch(&mut self, id: u64) {
+        self.watched.entry(id).or_default();
+    }
+
+    /// Takes the result of an order that is watched; `None`: there is none yet, or there will be none because it was
+    /// withdrawn.
+    pub fn take_watched(&mut self, id: u64) -> Option<Result<OrderReport, FsError>> {
+        let result = self.watched.get_mut(&id)?.take();
+        if result.is_some() {
+            self.watched.remove(&id);
+        }
+        result
+    }
+
+    /// Watches order `id` no more.
+    pub fn forget_watched(&mut self, id: u64) {
+        self.watched.remove(&id);
     }
 
     /// Returns whether order `id` is under way.
@@ -331,6 +359,20 @@ mod tests {
         let finished = orders.take_finished();
         assert_eq!((finished.len(), finished[0].id, finished[0].order.home.inode.0), (1, ids[0], 5));
         assert_eq!(orders.take_finished(), []);
+    }
+
+    #[test]
+    fn a_watched_result_is_kept_for_who_waits() {
+        let (mut orders, ids) = with(&["5: 1* 2 +4", "6: 1* 2 +4"], FILL);
+        ids.iter().for_each(|id| orders.watch(*id));
+        assert_eq!(orders.take_watched(ids[0]), None);
+        orders.report(ONE, BOOT, vec![OrderOutcome { id: ids[0], result: Err(FsError::NoSpace) }]);
+        orders.take_finished();
+        assert_eq!(orders.take_watched(ids[0]), Some(Err(FsError::NoSpace)));
+        assert_eq!(orders.take_watched(ids[0]), None);
+        orders.withdraw(ids[1]);
+        assert!(orders.take_watched(ids[1]).is_none() && !orders.is_pending(ids[1]));
+        orders.forget_watched(ids[1]);
     }
 
     #[test]

@@ -1,15 +1,19 @@
-//! The admin service: what `dfs status`, `dfs top` and `dfs info` show.
+//! The admin service: what `dfs status` and `dfs info` show, and the commands that change or check something.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use dfs_proto::limits::REPLICAS;
+use dfs_proto::replica_set::Home;
 use dfs_proto::wire::pb;
-use dfs_proto::{InodeId, MonoMs, NodeId};
+use dfs_proto::{ChunkIndex, InodeId, MonoMs, NodeId};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::Shared;
 use super::executor::Info;
+use super::{Shared, fsck, node_admin};
 use crate::core::care::{ChunkFacts, SessionFacts};
 use crate::core::node_table::{Disk, Node, NodeState, NodeTable};
 use crate::core::record::Inode;
@@ -19,6 +23,8 @@ use pb::admin_server::Admin;
 const CHUNKS_DEFAULT: usize = 1_000;
 /// Most chunks that it lists.
 const CHUNKS_MAX: usize = 10_000;
+/// Messages of a check that wait to be sent.
+const PROGRESS_MAX: usize = 64;
 /// Most bytes of a path.
 const PATH_BYTES_MAX: usize = 4_096;
 
@@ -39,6 +45,7 @@ impl AdminService {
         let counters = shared.executor.counters();
         let (seq, durable_seq) = shared.executor.seqs();
         let sessions = shared.executor.sessions();
+        let count = shared.care.shown.lock().count.clone();
         let table = shared.nodes.read();
         let space = table.space(now);
         pb::StatusReply {
@@ -53,11 +60,19 @@ impl AdminService {
             logical_bytes: u64::try_from(counters.logical_bytes).unwrap_or(u64::MAX),
             seq: seq.0,
             durable_seq: durable_seq.0,
-            nodes: table.iter().map(|(id, node)| node_status(&table, id, node, now, shared.started)).collect(),
+            nodes: table
+                .iter()
+                .map(|(id, node)| pb::NodeStatus {
+                    suspect: count.tainted.contains_key(&id),
+                    ..node_status(&table, id, node, now, shared.started)
+                })
+                .collect(),
             sessions: sessions.into_iter().map(session_status).collect(),
             total_bytes: space.total_bytes / u64::from(REPLICAS),
             free_bytes: space.free_bytes / u64::from(REPLICAS),
-            ..Default::default()
+            under_replicated_chunks: count.under_replicated,
+            syncing_chunks: count.syncing,
+            unavailable_chunks: count.unavailable,
         }
     }
 }
@@ -71,28 +86,52 @@ impl Admin for AdminService {
         status.map(Response::new).map_err(|error| Status::internal(error.to_string()))
     }
 
-    async fn drain(&self, _request: Request<pb::DrainRequest>) -> Result<Response<pb::DrainReply>, Status> {
-        Err(Status::unimplemented("draining a chunk server is not there yet"))
+    async fn drain(&self, request: Request<pb::DrainRequest>) -> Result<Response<pb::DrainReply>, Status> {
+        let pb::DrainRequest { node, stop } = request.into_inner();
+        let shared = Arc::clone(&self.shared);
+        let left = blocking(move || node_admin::drain(&shared, NodeId(node), !stop)).await?;
+        Ok(Response::new(pb::DrainReply { replicas_left: left, draining: !stop }))
     }
 
     async fn remove_node(
         &self,
-        _request: Request<pb::RemoveNodeRequest>,
+        request: Request<pb::RemoveNodeRequest>,
     ) -> Result<Response<pb::RemoveNodeReply>, Status> {
-        Err(Status::unimplemented("removing a chunk server is not there yet"))
+        let node = NodeId(request.into_inner().node);
+        let shared = Arc::clone(&self.shared);
+        blocking(move || node_admin::remove(&shared, node)).await?;
+        Ok(Response::new(pb::RemoveNodeReply {}))
     }
 
-    type FsckStream = tokio_stream::Empty<Result<pb::FsckProgress, Status>>;
+    type FsckStream = ReceiverStream<Result<pb::FsckProgress, Status>>;
 
-    async fn fsck(&self, _request: Request<pb::FsckRequest>) -> Result<Response<Self::FsckStream>, Status> {
-        Err(Status::unimplemented("the check is not there yet"))
+    async fn fsck(&self, request: Request<pb::FsckRequest>) -> Result<Response<Self::FsckStream>, Status> {
+        let pb::FsckRequest { deep, repair } = request.into_inner();
+        if self.shared.care.is_checking.swap(true, Ordering::AcqRel) {
+            return Err(Status::failed_precondition("a check is under way already"));
+        }
+        let (out, progress) = mpsc::channel(PROGRESS_MAX);
+        let shared = Arc::clone(&self.shared);
+        let checking = Checking(Arc::clone(&self.shared));
+        let work = move || {
+            let _checking = checking;
+            fsck::run(&shared, deep, repair, out);
+        };
+        // It runs for minutes: a thread of its own, not one of those that calls share.
+        let spawned = std::thread::Builder::new().name("master-fsck".into()).spawn(work);
+        spawned.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(ReceiverStream::new(progress)))
     }
 
     async fn force_primary(
         &self,
-        _request: Request<pb::ForcePrimaryRequest>,
+        request: Request<pb::ForcePrimaryRequest>,
     ) -> Result<Response<pb::ForcePrimaryReply>, Status> {
-        Err(Status::unimplemented("forcing a primary is not there yet"))
+        let pb::ForcePrimaryRequest { inode, index, node } = request.into_inner();
+        let home = Home { inode: InodeId(inode), index: ChunkIndex(index) };
+        let shared = Arc::clone(&self.shared);
+        let version = blocking(move || node_admin::force_primary(&shared, home, NodeId(node))).await?;
+        Ok(Response::new(pb::ForcePrimaryReply { version: version.0 }))
     }
 
     async fn info(&self, request: Request<pb::InfoRequest>) -> Result<Response<pb::InfoReply>, Status> {
@@ -122,6 +161,20 @@ impl Admin for AdminService {
     }
 }
 
+/// A check is under way for as long as this lives.
+struct Checking(Arc<Shared>);
+
+impl Drop for Checking {
+    fn drop(&mut self) {
+        self.0.care.is_checking.store(false, Ordering::Release);
+    }
+}
+
+/// Runs what waits for the executor.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Status> + Send + 'static) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Status::internal(error.to_string()))?
+}
+
 fn node_status(table: &NodeTable, id: NodeId, node: &Node, now: MonoMs, started: MonoMs) -> pb::NodeStatus {
     let state = table.state(id, now);
     pb::NodeStatus {
@@ -137,6 +190,7 @@ fn node_status(table: &NodeTable, id: NodeId, node: &Node, now: MonoMs, started:
         disks: node.disks.iter().map(disk_status).collect(),
         software: node.facts.software.clone(),
         replicas: node.recorded_replicas(),
+        draining: node.is_draining,
         ..Default::default()
     }
 }
@@ -209,11 +263,12 @@ fn info_chunk(chunk: &ChunkFacts, table: &NodeTable, now: MonoMs) -> pb::InfoChu
     };
     let in_sync = chunk.in_sync.iter().map(|node| replica(node, "in_sync"));
     let syncing = chunk.syncing.iter().map(|node| replica(node, "syncing"));
+    let stale = chunk.stale.iter().map(|node| replica(node, "stale"));
     pb::InfoChunk {
         index: chunk.index.0,
         chunk: chunk.chunk.0,
         version: chunk.version.0,
         primary: chunk.primary.0,
-        replicas: in_sync.chain(syncing).collect(),
+        replicas: in_sync.chain(syncing).chain(stale).collect(),
     }
 }

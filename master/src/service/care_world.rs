@@ -1,6 +1,7 @@
 //! What the care for replicas is lent by a running master, and what becomes of what it tells.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use dfs_proto::replica_set::{Home, OrderKind};
@@ -21,6 +22,8 @@ pub struct CareBoard {
     pub care: Mutex<Option<Care>>,
     /// What is shown.
     pub shown: Mutex<Shown>,
+    /// A check of the whole file system is under way.
+    pub is_checking: AtomicBool,
 }
 
 /// What pages show of the care for replicas, as of the last tick.

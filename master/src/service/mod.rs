@@ -19,12 +19,14 @@ mod data_dir;
 pub mod data_plane;
 mod decode;
 pub mod executor;
+mod fsck;
 mod grants;
 #[cfg(test)]
 mod hostile_tests;
 pub mod http;
 pub mod master;
 pub mod metrics;
+mod node_admin;
 pub mod nodes;
 mod replica_calls;
 
