@@ -26,5 +26,6 @@ pub mod manifest;
 pub mod ports;
 pub mod program;
 pub mod random;
+pub mod sim;
 pub mod wait;
 pub mod workload;

@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn the_search_agrees_with_trying_every_order() {
-        let mut rng = crate::sim::rng::Rng::new(7);
+        let mut rng = crate::random::Random::new(7);
         let (mut good, mut bad) = (0, 0);
         for _ in 0..6_000 {
             let count = 2 + rng.below(5);

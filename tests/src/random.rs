@@ -47,6 +47,16 @@ impl Random {
         self.below(100) < percent
     }
 
+    /// Returns `true` `ppm` times in a million.
+    pub fn in_a_million(&mut self, ppm: u64) -> bool {
+        self.below(1_000_000) < ppm
+    }
+
+    /// Returns another generator, so that what draws from it does not shift what others draw.
+    pub fn fork(&mut self) -> Self {
+        Self(self.next())
+    }
+
     /// Returns one of `choices`.
     ///
     /// # Panics

@@ -1,0 +1,279 @@
+//! The invariants that are looked after at each step, by their ids.
+//!
+//! | rule | what must hold |
+//! |---|---|
+//! | R1 | whoever answers a client goes by the newest version that anybody has answered under |
+//! | R2 | the version of a replica on a disk never falls, and is never above the master's |
+//! | ack | when a write is acknowledged, every member in sync has it, and there are enough |
+//! | R6 | a replica is deleted only if no record wants it |
+//!
+//! They also keep account of which copies are *good*: in sync, and not robbed of what was not synced since they came
+//! into the set. When a fault leaves a chunk without a good copy, what was not brought to stable media may go, and the
+//! history is told so. A run in *atlas* mode allows no such fault.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dfs_master::core::record::Chunk;
+use dfs_proto::replica_set::Home;
+use dfs_proto::{ChunkId, NodeId, Version};
+
+use super::chunk_node::ChunkNode;
+use super::context::Context;
+use super::files::chunk_span;
+use super::seen::Seen;
+
+/// A rule that was broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which one.
+    pub rule: String,
+    /// What happened.
+    pub what: String,
+}
+
+/// What the checks remember.
+#[derive(Debug, Default)]
+pub struct Checks {
+    /// The chunks on record, by id.
+    pub sets: BTreeMap<ChunkId, (Home, Chunk)>,
+    servers: BTreeMap<NodeId, u32>,
+    kept: BTreeMap<(u32, ChunkId), Version>,
+    served: BTreeMap<ChunkId, (Version, u32)>,
+    tainted: BTreeSet<(ChunkId, u32)>,
+    /// Servers whose disks do what they should not.
+    pub sick: BTreeSet<u32>,
+    /// Chunks that had no good copy, and the version then.
+    lost: BTreeMap<ChunkId, Version>,
+    forgotten: BTreeSet<ChunkId>,
+    /// What was found wrong.
+    pub violations: Vec<Violation>,
+}
+
+impl Checks {
+    /// Notes a broken rule.
+    pub fn violated(&mut self, rule: &str, what: String) {
+        self.violations.push(Violation { rule: rule.to_owned(), what });
+    }
+
+    /// Returns the server that has this id.
+    pub fn server(&self, node: NodeId) -> Option<u32> {
+        self.servers.get(&node).copied()
+    }
+
+    /// Takes what was seen in a step.
+    pub fn take(
+        &mut self,
+        seen: Vec<Seen>,
+        context: &mut Context,
+        nodes: &[ChunkNode],
+        sets: impl Fn() -> BTreeMap<Home, Chunk>,
+    ) {
+        for fact in seen {
+            match fact {
+                Seen::SetsChanged => self.sets_changed(sets(), nodes),
+                Seen::VersionKept { server, chunk, version } => self.version_kept(server, chunk, version),
+                Seen::Served { server, chunk, version, written, .. } => {
+                    self.check_served(server, chunk, version);
+                    if let Some(units) = written {
+                        self.check_acknowledged(server, chunk, version, units, nodes);
+                    }
+                }
+                Seen::Deleted { server, chunk, version } => self.deleted(server, chunk, version),
+                Seen::DiskFailed { server } => self.robbed(context, server),
+                Seen::Wrong { rule, what } => self.violated(rule, what),
+            }
+        }
+    }
+
+    fn sets_changed(&mut self, sets: BTreeMap<Home, Chunk>, nodes: &[ChunkNode]) {
+        for node in nodes {
+            if let Some(id) = node.node() {
+                self.servers.insert(id, node.at);
+            }
+        }
+        self.sets = sets.into_iter().map(|(home, chunk)| (chunk.id, (home, chunk))).collect();
+        let (sets, servers) = (&self.sets, &self.servers);
+        self.tainted.retain(|(chunk, server)| {
+            sets.get(chunk).is_some_and(|(_, set)| set.in_sync.iter().any(|node| servers.get(node) == Some(server)))
+        });
+        let mut found = Vec::new();
+        for ((server, chunk), version) in &self.kept {
+            if let Some((_, set)) = self.sets.get(chunk)
+                && *version > set.version
+            {
+                found.push(format!("chunk {chunk}: chunk{server} has version {version}, the master {}", set.version));
+            }
+        }
+        for what in found {
+            self.violated("R2", what);
+        }
+        if let Some(chunk) = self.forgotten.iter().find(|chunk| self.sets.contains_key(chunk)) {
+            let what = format!("chunk {chunk} is on record again after a replica of it was deleted as unknown");
+            self.violated("R6", what);
+        }
+    }
+
+    fn version_kept(&mut self, server: u32, chunk: ChunkId, version: Version) {
+        if let Some(before) = self.kept.insert((server, chunk), version)
+            && before > version
+        {
+            self.violated(
+                "R2",
+                format!("chunk {chunk}: the version at chunk{server} falls from {before} to {version}"),
+            );
+        }
+        if let Some((_, set)) = self.sets.get(&chunk)
+            && version > set.version
+        {
+            let what = format!("chunk {chunk}: chunk{server} takes version {version}, the master has {}", set.version);
+            self.violated("R2", what);
+        }
+    }
+
+    /// Checks the versions that a server finds on its disk when it starts.
+    pub fn found_at_start(&mut self, server: u32, held: &[(ChunkId, Version)]) {
+        let held: BTreeMap<ChunkId, Version> = held.iter().copied().collect();
+        let kept: Vec<_> = self
+            .kept
+            .iter()
+            .filter(|((at, _), _)| *at == server)
+            .map(|((_, chunk), version)| (*chunk, *version))
+            .collect();
+        for (chunk, version) in kept {
+            match held.get(&chunk) {
+                Some(found) if *found >= version => {}
+                Some(found) => self.violated(
+                    "R2",
+                    format!("chunk {chunk}: chunk{server} comes back with version {found}, it had {version}"),
+                ),
+                None => {}
+            }
+        }
+    }
+
+    fn check_served(&mut self, server: u32, chunk: ChunkId, version: Version) {
+        match self.served.get(&chunk) {
+            Some((newest, other)) if *newest > version => {
+                let what = format!(
+                    "chunk {chunk}: chunk{server} answers under version {version} after chunk{other} did under {newest}"
+                );
+                self.violated("R1", what);
+            }
+            Some((same, other)) if *same == version && *other != server => {
+                let what = format!("chunk {chunk}: chunk{server} and chunk{other} both answer under version {version}");
+                self.violated("R1", what);
+            }
+            _ => {
+                self.served.insert(chunk, (version, server));
+            }
+        }
+        if self.lost.get(&chunk).is_some_and(|then| version > *then) {
+            self.lost.remove(&chunk);
+            self.tainted.retain(|(tainted, _)| *tainted != chunk);
+        }
+    }
+
+    fn check_acknowledged(
+        &mut self,
+        server: u32,
+        chunk: ChunkId,
+        version: Version,
+        units: (u32, u32),
+        nodes: &[ChunkNode],
+    ) {
+        let Some((_, set)) = self.sets.get(&chunk) else { return };
+        if set.version != version {
+            return;
+        }
+        let stamps = |at: u32| nodes.iter().find(|node| node.at == at).and_then(|node| node.store.peek(chunk));
+        let Some(own) = stamps(server) else { return };
+        let members: Vec<u32> = set.in_sync.iter().filter_map(|node| self.server(*node)).collect();
+        let has = |at: u32| {
+            // It had it, and has lost it since.
+            let is_robbed = !self.is_good(chunk, at);
+            is_robbed
+                || stamps(at).is_some_and(|table| {
+                    (units.0..units.1).all(|unit| {
+                        table.get(&unit).map(|state| state.stamp) >= own.get(&unit).map(|state| state.stamp)
+                    })
+                })
+        };
+        let with: Vec<u32> = members.iter().copied().filter(|at| has(*at)).collect();
+        if with.len() < members.len() {
+            let what = format!(
+                "chunk {chunk} units {}..{}: acknowledged under version {version} with {with:?} of {members:?} having it",
+                units.0, units.1
+            );
+            self.violated("ack", what);
+        } else if with.len() < 2 {
+            self.violated("ack", format!("chunk {chunk}: a write is acknowledged that only {with:?} has"));
+        }
+    }
+
+    fn deleted(&mut self, server: u32, chunk: ChunkId, version: Version) {
+        self.kept.remove(&(server, chunk));
+        match self.sets.get(&chunk) {
+            None => {
+                self.forgotten.insert(chunk);
+            }
+            Some((_, set)) => {
+                let is_member = set.in_sync.iter().any(|node| self.servers.get(node) == Some(&server));
+                if is_member || set.in_sync.len() < 2 {
+                    let what = format!(
+                        "chunk {chunk}: chunk{server} deletes its replica of version {version}; in sync at version {} are {:?}",
+                        set.version, set.in_sync
+                    );
+                    self.violated("R6", what);
+                }
+            }
+        }
+    }
+
+    // ------------------------------------------------------------ good copies
+
+    fn is_good(&self, chunk: ChunkId, server: u32) -> bool {
+        !self.tainted.contains(&(chunk, server)) && !self.sick.contains(&server)
+    }
+
+    /// Returns the servers that have a good copy.
+    pub fn good(&self, chunk: ChunkId) -> Vec<u32> {
+        let Some((_, set)) = self.sets.get(&chunk) else { return Vec::new() };
+        set.in_sync.iter().filter_map(|node| self.server(*node)).filter(|server| self.is_good(chunk, *server)).collect()
+    }
+
+    /// Returns whether every chunk keeps a good copy if these servers lose theirs.
+    pub fn may_rob(&self, servers: &[u32]) -> bool {
+        self.sets.keys().all(|chunk| self.good(*chunk).iter().any(|server| !servers.contains(server)))
+    }
+
+    /// A server has lost what it had not synced, or worse.
+    pub fn robbed(&mut self, context: &mut Context, server: u32) {
+        let chunks: Vec<ChunkId> = self.sets.keys().copied().collect();
+        for chunk in chunks {
+            self.rob(context, chunk, server);
+        }
+    }
+
+    /// One replica was damaged.
+    pub fn rob(&mut self, context: &mut Context, chunk: ChunkId, server: u32) {
+        let Some((home, set)) = self.sets.get(&chunk) else { return };
+        if !set.in_sync.iter().any(|node| self.servers.get(node) == Some(&server)) {
+            return;
+        }
+        let (home, version) = (*home, set.version);
+        self.tainted.insert((chunk, server));
+        if self.good(chunk).is_empty() || self.lost.contains_key(&chunk) {
+            self.lost.insert(chunk, version);
+            if let Some(file) = context.files.of_inode(home.inode) {
+                let (span, now) = (chunk_span(file.id, home.index), context.now());
+                context.history.lose(span, now);
+                context.trace.say(now, || format!("chunk {chunk} has no good copy: what was not synced may go"));
+            }
+        }
+    }
+
+    /// A server has an empty disk now.
+    pub fn wiped(&mut self, server: u32) {
+        self.kept.retain(|(at, _), _| *at != server);
+    }
+}

@@ -1,0 +1,798 @@
+//! A chunk server: real cores and a store, driven by simulated time.
+//!
+//! What its shell does in a real server is done here as events: it registers and pulses, opens replicas and tells them
+//! what came, carries out what they want, a little later and one thing after the other, and keeps what orders came to.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dfs_chunkd::core::admission;
+use dfs_chunkd::core::message::{
+    CallId, ClientRequest, Context as CoreContext, DiskAnswer, DiskJob, Effect, Event as CoreEvent, Input,
+    MasterAnswer, PeerRequest, ReplicaOrder, Reply, Request, Sealed, Tag,
+};
+use dfs_chunkd::core::replica::ReplicaCore;
+use dfs_proto::grant::GrantKey;
+use dfs_proto::replica_set::{Order, OrderKind, OrderOutcome, OrderReport};
+use dfs_proto::{BootSession, ChunkId, FsError, MonoMs, NodeId, SessionId};
+
+use super::context::{Context, Failure, Wake};
+use super::message::{Answer, Ask, Pulse, Question, Registered, Registration, Report, RpcId};
+use super::network::Place;
+use super::scheduler::{Time, ms};
+use super::seen::Seen;
+use super::store::{Found, NodeStore};
+
+/// A request of a client must have been answered within this.
+const OP_TIMEOUT_MS: u64 = 10_000;
+/// A peer has this long.
+const PEER_TIMEOUT_MS: u64 = 5_000;
+/// An order has this long.
+const ORDER_TIMEOUT_MS: u64 = 60_000;
+/// The control plane's patience.
+const CONTROL_TIMEOUT_US: u64 = ms(2_000);
+/// Orders that are carried out at the same time.
+const ORDERS_MAX: usize = 4;
+
+const TICK_PULSE: u32 = 1;
+const TICK_REPORT: u32 = 2;
+const TICK_FLUSH: u32 = 3;
+const TICK_CLOSE: u32 = 4;
+
+/// How a server behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Habits {
+    /// It closes replicas that are idle.
+    pub closes_idle: bool,
+    /// Time between its reports, in milliseconds.
+    pub report_ms: u64,
+    /// Longest time of a disk job, in microseconds; a sync takes up to twenty times as long.
+    pub disk_us: u64,
+}
+
+enum Caller {
+    Remote { from: Place, rpc: RpcId },
+    Order(u64),
+    Nobody,
+}
+
+struct CallState {
+    chunk: ChunkId,
+    caller: Caller,
+    session: SessionId,
+    is_client: bool,
+    written: Option<(u32, u32)>,
+    deadline: MonoMs,
+    /// When its last disk job is carried out.
+    disk_at: Time,
+    expires: Option<MonoMs>,
+    words: String,
+}
+
+enum Purpose {
+    Register { sent: MonoMs },
+    Pulse { sent: MonoMs, results: Vec<u64>, deleted: Vec<ChunkId> },
+    Report,
+    Change { chunk: ChunkId, call: CallId, tag: Tag },
+    Peer { chunk: ChunkId, call: CallId, tag: Tag },
+}
+
+enum Job {
+    Carry { chunk: ChunkId, call: CallId, tag: Tag, job: DiskJob },
+    Done { chunk: ChunkId, call: CallId, tag: Tag, result: Result<DiskAnswer, FsError> },
+    Expire { call: CallId, at: MonoMs },
+}
+
+/// What one run of the process knows.
+struct Run {
+    boot: BootSession,
+    node: Option<NodeId>,
+    key: Option<GrantKey>,
+    lease_until: MonoMs,
+    is_registered: bool,
+    is_suspect: bool,
+    cores: BTreeMap<ChunkId, ReplicaCore>,
+    calls: BTreeMap<CallId, CallState>,
+    rpcs: BTreeMap<RpcId, Purpose>,
+    jobs: BTreeMap<u64, Job>,
+    next: u64,
+    orders: VecDeque<Order>,
+    orders_known: BTreeSet<u64>,
+    orders_running: BTreeSet<u64>,
+    results: Vec<OrderOutcome>,
+    deleted: Vec<ChunkId>,
+    fenced: BTreeSet<SessionId>,
+    fence_seq: u64,
+    has_left: bool,
+}
+
+/// A chunk server.
+pub struct ChunkNode {
+    /// Where it is.
+    pub place: Place,
+    /// Its number, from 1.
+    pub at: u32,
+    /// Its identity, kept on its disk.
+    pub server: [u8; 16],
+    /// Its replicas.
+    pub store: NodeStore,
+    habits: Habits,
+    lives: u8,
+    run: Option<Run>,
+}
+
+impl ChunkNode {
+    /// Returns a server that was not started yet.
+    pub fn new(at: u32, store: NodeStore, habits: Habits) -> Self {
+        Self { place: Place::Chunk(at), at, server: [at as u8; 16], store, habits, lives: 0, run: None }
+    }
+
+    /// Begins a run.
+    pub fn start(&mut self, context: &mut Context) {
+        let boot = BootSession(context.rng.next());
+        let is_suspect = self.store.take_suspicion();
+        self.run = Some(Run {
+            boot,
+            node: None,
+            key: None,
+            lease_until: MonoMs(0),
+            is_registered: false,
+            is_suspect,
+            cores: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            rpcs: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            next: 1,
+            orders: VecDeque::new(),
+            orders_known: BTreeSet::new(),
+            orders_running: BTreeSet::new(),
+            results: Vec::new(),
+            deleted: Vec::new(),
+            fenced: BTreeSet::new(),
+            fence_seq: 0,
+            has_left: false,
+        });
+        context.start(self.place);
+        let now = context.now();
+        let (place, at) = (self.place, u64::from(self.at));
+        context.trace.note(now, [10, at, boot.0], || {
+            format!("{place} starts, boot {:x}{}", boot.0, if is_suspect { ", suspect" } else { "" })
+        });
+        for (tick, within) in [
+            (TICK_PULSE, ms(50)),
+            (TICK_REPORT, ms(self.habits.report_ms)),
+            (TICK_FLUSH, ms(1_000)),
+            (TICK_CLOSE, ms(4_000)),
+        ] {
+            let delay = context.rng.below(within);
+            context.wake_after(self.place, delay, Wake::Tick(tick));
+        }
+    }
+
+    /// The process ends without warning.
+    pub fn kill(&mut self) {
+        self.run = None;
+        self.store.close();
+    }
+
+    /// Its disk is replaced by an empty one, while it does not run: it is another server from then on.
+    pub fn wipe(&mut self) {
+        self.store.wipe();
+        self.lives += 1;
+        self.server[1] = 100 + self.lives;
+    }
+
+    /// Returns this server's id, as far as its process knows.
+    pub fn node(&self) -> Option<NodeId> {
+        self.run.as_ref()?.node
+    }
+
+    /// Returns whether it is the active primary of `chunk` under its lease at `now`.
+    pub fn is_primary(&self, chunk: ChunkId, now: MonoMs) -> bool {
+        self.run.as_ref().is_some_and(|run| {
+            now < run.lease_until && run.cores.get(&chunk).is_some_and(|core| core.active_version().is_some())
+        })
+    }
+
+    /// Returns what waits longer than its deadline.
+    pub fn overdue(&self, now: MonoMs, grace_ms: u64) -> Option<String> {
+        let run = self.run.as_ref()?;
+        let late = run.calls.values().find(|call| call.deadline.plus(grace_ms) < now)?;
+        Some(format!(
+            "{}: {} of chunk {} was to be answered until {}, now is {}",
+            self.place, late.words, late.chunk, late.deadline.0, now.0
+        ))
+    }
+
+    // ------------------------------------------------------------ events
+
+    /// Something that was planned is due.
+    pub fn wake(&mut self, context: &mut Context, what: Wake) {
+        match what {
+            Wake::Tick(TICK_PULSE) => self.pulse(context),
+            Wake::Tick(TICK_REPORT) => self.report(context),
+            Wake::Tick(TICK_FLUSH) => {
+                self.store.flush();
+                context.wake_after(self.place, ms(1_000), Wake::Tick(TICK_FLUSH));
+            }
+            Wake::Tick(_) => self.close_idle(context),
+            Wake::Job(number) => self.job(context, number),
+        }
+    }
+
+    fn run(&mut self) -> &mut Run {
+        self.run.as_mut().expect("events come only while it runs")
+    }
+
+    /// A question arrived.
+    pub fn asked(&mut self, context: &mut Context, question: Question) {
+        let Question { rpc, from, ask, .. } = question;
+        match ask {
+            Ask::Data { chunk, version, grant, session, request } => {
+                let began = self.begin_client(context, (from, rpc), chunk, version, grant, session, request);
+                if let Err(error) = began {
+                    context.answer(self.place, from, rpc, Answer::Data(Err(error)));
+                }
+            }
+            Ask::Peer { whom, chunk, node, boot, version, request, payload } => {
+                if self.run().node != Some(whom) {
+                    let other = FsError::NoReplica("another server answers there".into());
+                    return context.answer(self.place, from, rpc, Answer::Peer(Err(other)));
+                }
+                let began = self.begin_peer(context, (from, rpc), chunk, (node, boot), version, request, payload);
+                if let Err(error) = began {
+                    context.answer(self.place, from, rpc, Answer::Peer(Err(error)));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn begin_client(
+        &mut self,
+        context: &mut Context,
+        (from, rpc): (Place, RpcId),
+        chunk: ChunkId,
+        version: dfs_proto::Version,
+        bytes: Bytes,
+        session: SessionId,
+        request: ClientRequest,
+    ) -> Result<(), FsError> {
+        let run = self.run();
+        if run.fenced.contains(&session) {
+            return Err(FsError::UnknownSession);
+        }
+        let (Some(key), Some(node), boot) = (&run.key, run.node, run.boot) else {
+            return Err(FsError::TryAgain("not registered yet"));
+        };
+        let grant = key.open(&bytes).ok_or(FsError::Stale("the grant's seal is not ours"))?;
+        admission::check_primary(&grant, chunk, version, node, boot)?;
+        self.ensure_core(chunk, &grant)?;
+        let units = |offset: u32, length: u32| admission::unit_range(offset, length, grant.chunk_size_log2).ok();
+        let written = match &request {
+            ClientRequest::Write { offset, data, .. } => units(*offset, data.len() as u32),
+            ClientRequest::Zero { .. }
+            | ClientRequest::Read { .. }
+            | ClientRequest::Barrier
+            | ClientRequest::Extents { .. } => None,
+        };
+        let words = super::message::request_words(&request);
+        let sealed = Sealed { grant: Arc::new(grant), bytes };
+        let call = CallState {
+            chunk,
+            caller: Caller::Remote { from, rpc },
+            session,
+            is_client: true,
+            written,
+            deadline: MonoMs(0),
+            disk_at: context.now(),
+            expires: None,
+            words,
+        };
+        self.begin(context, call, OP_TIMEOUT_MS, Request::Client { grant: sealed, request });
+        Ok(())
+    }
+
+    fn begin_peer(
+        &mut self,
+        context: &mut Context,
+        (from, rpc): (Place, RpcId),
+        chunk: ChunkId,
+        (node, boot): (NodeId, BootSession),
+        version: dfs_proto::Version,
+        mut request: PeerRequest,
+        payload: Bytes,
+    ) -> Result<(), FsError> {
+        if let PeerRequest::Activate { grant: sealed, .. } = &mut request {
+            let run = self.run();
+            let (Some(key), Some(me)) = (&run.key, run.node) else {
+                return Err(FsError::TryAgain("not registered yet"));
+            };
+            let grant = key.open(&sealed.bytes).ok_or(FsError::Stale("the grant's seal is not ours"))?;
+            if !grant.names(me) {
+                return Err(FsError::Stale("the grant does not name this server"));
+            }
+            self.ensure_core(chunk, &grant)?;
+            sealed.grant = Arc::new(grant);
+        } else if !self.open_core(chunk) {
+            return Err(FsError::TryAgain("no such replica here: activate first"));
+        }
+        let words = super::message::peer_words(&request);
+        let call = CallState {
+            chunk,
+            caller: Caller::Remote { from, rpc },
+            session: SessionId(0),
+            is_client: false,
+            written: None,
+            deadline: MonoMs(0),
+            disk_at: context.now(),
+            expires: None,
+            words,
+        };
+        self.begin(context, call, PEER_TIMEOUT_MS, Request::Peer { node, boot, version, request, payload });
+        Ok(())
+    }
+
+    fn open_core(&mut self, chunk: ChunkId) -> bool {
+        if self.run().cores.contains_key(&chunk) {
+            return true;
+        }
+        let Some(found) = self.store.open(chunk) else { return false };
+        self.insert_core(chunk, found);
+        true
+    }
+
+    fn ensure_core(&mut self, chunk: ChunkId, grant: &dfs_proto::replica_set::Grant) -> Result<(), FsError> {
+        if !self.open_core(chunk) {
+            let found = self.store.create(grant)?;
+            self.insert_core(chunk, found);
+        }
+        Ok(())
+    }
+
+    fn insert_core(&mut self, chunk: ChunkId, found: Found) {
+        let Found { version, incomplete, chunk_size_log2, recovered } = found;
+        let core = ReplicaCore::new(version, incomplete, chunk, chunk_size_log2, recovered);
+        self.run().cores.insert(chunk, core);
+    }
+
+    fn begin(&mut self, context: &mut Context, mut call: CallState, timeout_ms: u64, request: Request) {
+        let deadline = context.mono(self.place).plus(timeout_ms);
+        call.deadline = deadline;
+        let chunk = call.chunk;
+        let run = self.run();
+        let id = CallId(run.next);
+        run.next += 1;
+        run.calls.insert(id, call);
+        self.step(context, chunk, Input::Begin { call: id, deadline, request });
+    }
+
+    /// Tells a core something and carries out what it wants.
+    fn step(&mut self, context: &mut Context, chunk: ChunkId, input: Input) {
+        let now = context.mono(self.place);
+        let disk_room = self.store.room();
+        let random = context.rng.next() | 1;
+        let run = self.run.as_mut().expect("it runs");
+        let core_context = CoreContext {
+            now,
+            node: run.node.unwrap_or_default(),
+            boot: run.boot,
+            lease_until: run.lease_until,
+            disk_room,
+            random,
+        };
+        // It was deleted, or closed, meanwhile.
+        let Some(core) = run.cores.get_mut(&chunk) else { return };
+        let mut effects = Vec::new();
+        core.step(&core_context, input, &mut effects);
+        for effect in effects {
+            self.carry_out(context, chunk, effect);
+        }
+    }
+
+    fn carry_out(&mut self, context: &mut Context, chunk: ChunkId, effect: Effect) {
+        match effect {
+            Effect::Send { call, tag, to, version, request, payload, until } => {
+                let patience = self.patience(context, until);
+                let run = self.run();
+                let (whom, node) = (to.node, run.node.unwrap_or_default());
+                let ask = Ask::Peer { whom, chunk, node, boot: run.boot, version, request, payload };
+                let to = place_of(&to.address);
+                let rpc = context.ask(self.place, to, patience, ask);
+                self.run().rpcs.insert(rpc, Purpose::Peer { chunk, call, tag });
+            }
+            Effect::Disk { call, tag, job } => self.plan_disk(context, chunk, call, tag, job),
+            Effect::AskMaster { call, tag, request, until } => {
+                let patience = self.patience(context, until);
+                let rpc = context.ask(self.place, Place::Master, patience, Ask::Change(request));
+                self.run().rpcs.insert(rpc, Purpose::Change { chunk, call, tag });
+            }
+            Effect::Expire { call, at } => {
+                if let Some(state) = self.run().calls.get_mut(&call) {
+                    state.expires = Some(at);
+                    let number = self.keep(Job::Expire { call, at });
+                    context.wake_at(self.place, at, Wake::Job(number));
+                }
+            }
+            Effect::Note(event) => self.note(context, chunk, &event),
+            Effect::Reply { call, result } => self.reply(context, call, result),
+        }
+    }
+
+    fn note(&mut self, context: &mut Context, chunk: ChunkId, event: &CoreEvent) {
+        let (now, place) = (context.now(), self.place);
+        context.trace.say(now, || format!("{place} chunk {chunk}: {event:?}"));
+    }
+
+    fn patience(&self, context: &Context, until: MonoMs) -> u64 {
+        let when = context.process(self.place).clock.when(until);
+        when.0.saturating_sub(context.now().0)
+    }
+
+    fn keep(&mut self, job: Job) -> u64 {
+        let run = self.run();
+        let number = run.next;
+        run.next += 1;
+        run.jobs.insert(number, job);
+        number
+    }
+
+    fn plan_disk(&mut self, context: &mut Context, chunk: ChunkId, call: CallId, tag: Tag, job: DiskJob) {
+        let most = match job {
+            DiskJob::Sync | DiskJob::SetHeader { .. } => self.habits.disk_us * 20,
+            _ => self.habits.disk_us,
+        };
+        let slowness = context.process(self.place).slowness;
+        let delay = context.rng.below(most.max(1)) * slowness;
+        let mut at = context.now().plus(delay);
+        if let Some(state) = self.run().calls.get_mut(&call) {
+            at = at.max(state.disk_at);
+            state.disk_at = at;
+        }
+        let number = self.keep(Job::Carry { chunk, call, tag, job });
+        let (place, run) = (self.place, context.process(self.place).run);
+        context.scheduler.at(at, super::context::Event::Wake { place, run, what: Wake::Job(number) });
+    }
+
+    fn job(&mut self, context: &mut Context, number: u64) {
+        match self.run().jobs.remove(&number) {
+            Some(Job::Carry { chunk, call, tag, job }) => {
+                let kept = match &job {
+                    DiskJob::SetHeader { version, .. } => Some(*version),
+                    _ => None,
+                };
+                let (now, place) = (context.now(), self.place);
+                context.trace.note(now, [11, u64::from(self.at), chunk.0, call.0, u64::from(tag.0)], || {
+                    format!("{place} chunk {chunk}: disk {}", job_words(&job))
+                });
+                let result = self.store.perform(chunk, job);
+                if let Err(error) = &result {
+                    context.trace.say(now, || format!("{place} chunk {chunk}: disk says {error}"));
+                }
+                if let (Some(version), Ok(_)) = (kept, &result) {
+                    context.seen.push(Seen::VersionKept { server: self.at, chunk, version });
+                }
+                let delay = context.rng.below(self.habits.disk_us.max(1));
+                let number = self.keep(Job::Done { chunk, call, tag, result });
+                context.wake_after(self.place, delay, Wake::Job(number));
+                self.look_at_disk(context);
+            }
+            Some(Job::Done { chunk, call, tag, result }) => {
+                self.step(context, chunk, Input::DiskDone { call, tag, result });
+            }
+            Some(Job::Expire { call, at }) => {
+                let Some(state) = self.run().calls.get(&call).filter(|state| state.expires == Some(at)) else { return };
+                let chunk = state.chunk;
+                self.step(context, chunk, Input::Expired { call });
+            }
+            None => {}
+        }
+    }
+
+    fn reply(&mut self, context: &mut Context, call: CallId, result: Result<Reply, FsError>) {
+        let Some(state) = self.run().calls.remove(&call) else {
+            context
+                .seen
+                .push(Seen::Wrong { rule: "F3", what: format!("{}: call {} was answered twice", self.place, call.0) });
+            return;
+        };
+        match state.caller {
+            Caller::Remote { from, rpc } => {
+                if state.is_client && result.is_ok() {
+                    let core = self.run().cores.get(&state.chunk);
+                    let version = core.map(ReplicaCore::version).unwrap_or_default();
+                    let seen = Seen::Served {
+                        server: self.at,
+                        chunk: state.chunk,
+                        version,
+                        written: state.written,
+                        session: state.session,
+                    };
+                    context.seen.push(seen);
+                }
+                let answer = match (state.is_client, result) {
+                    (true, result) => Answer::Data(result),
+                    (false, Ok(Reply::Peer(answer))) => Answer::Peer(Ok(answer)),
+                    (false, Ok(other)) => Answer::Peer(Err(FsError::Protocol(format!("{other:?} to a peer")))),
+                    (false, Err(error)) => Answer::Peer(Err(error)),
+                };
+                context.answer(self.place, from, rpc, answer);
+            }
+            Caller::Order(id) => {
+                let report = match result {
+                    Ok(Reply::Order(report)) => Ok(report),
+                    Ok(_) => Ok(OrderReport::default()),
+                    Err(error) => Err(error),
+                };
+                self.order_done(context, id, report);
+            }
+            Caller::Nobody => {}
+        }
+    }
+
+    /// An answer came, or will not.
+    pub fn answered(&mut self, context: &mut Context, rpc: RpcId, result: Result<Answer, Failure>) {
+        let Some(purpose) = self.run().rpcs.remove(&rpc) else { return };
+        match (purpose, result) {
+            (Purpose::Peer { chunk, call, tag }, result) => {
+                let result = match result {
+                    Ok(Answer::Peer(answer)) => answer,
+                    Ok(_) => Err(FsError::Protocol("another answer".into())),
+                    Err(failure) => Err(FsError::NoReplica(format!("{failure:?}"))),
+                };
+                self.step(context, chunk, Input::Answered { call, tag, result });
+            }
+            (Purpose::Change { chunk, call, tag }, result) => {
+                let key = self.run().key.clone();
+                let result = match result {
+                    Ok(Answer::Changed(answer)) => {
+                        Ok(MasterAnswer::opened(answer, |bytes| key.as_ref().and_then(|key| key.open(bytes))))
+                    }
+                    Ok(_) => Err(FsError::Protocol("another answer".into())),
+                    Err(_) => Err(FsError::TimedOut("the master")),
+                };
+                self.step(context, chunk, Input::MasterAnswered { call, tag, result });
+            }
+            (Purpose::Register { sent }, Ok(Answer::Registered(Ok(registered)))) => {
+                self.registered(context, sent, &registered)
+            }
+            (Purpose::Register { .. }, _) => {
+                context.wake_after(self.place, ms(300), Wake::Tick(TICK_PULSE));
+            }
+            (Purpose::Pulse { sent, results, deleted }, Ok(Answer::Pulsed(Some(pulsed)))) => {
+                let run = self.run();
+                run.lease_until = run.lease_until.max(sent.plus(pulsed.lease_ms));
+                run.results.retain(|outcome| !results.contains(&outcome.id));
+                run.orders_known
+                    .retain(|id| !results.contains(id) || pulsed.orders.iter().any(|order| order.id == *id));
+                run.deleted.retain(|chunk| !deleted.contains(chunk));
+                run.fenced.extend(pulsed.fenced);
+                run.fence_seq = run.fence_seq.max(pulsed.fence_seq);
+                for chunk in pulsed.delete {
+                    self.delete(context, chunk);
+                    self.run().deleted.push(chunk);
+                }
+                for order in pulsed.orders {
+                    if self.run().orders_known.insert(order.id) {
+                        self.run().orders.push_back(order);
+                    }
+                }
+                self.begin_orders(context);
+                context.wake_after(self.place, ms(1_000), Wake::Tick(TICK_PULSE));
+            }
+            (Purpose::Pulse { .. }, Ok(Answer::Pulsed(None))) => {
+                let run = self.run();
+                run.is_registered = false;
+                run.lease_until = MonoMs(0);
+                context.wake_after(self.place, ms(100), Wake::Tick(TICK_PULSE));
+            }
+            (Purpose::Pulse { .. }, _) => context.wake_after(self.place, ms(1_000), Wake::Tick(TICK_PULSE)),
+            (Purpose::Report, _) => {
+                context.wake_after(self.place, ms(self.habits.report_ms), Wake::Tick(TICK_REPORT));
+            }
+        }
+    }
+
+    // ------------------------------------------------------------ the control plane
+
+    fn registered(&mut self, context: &mut Context, _sent: MonoMs, registered: &Registered) {
+        let run = self.run();
+        run.node = Some(registered.node);
+        run.key = Some(GrantKey::new(registered.key));
+        run.boot = registered.boot;
+        run.is_registered = true;
+        context.wake_after(self.place, 0, Wake::Tick(TICK_PULSE));
+    }
+
+    fn pulse(&mut self, context: &mut Context) {
+        let sent = context.mono(self.place);
+        let (server, room, has_failed) = (self.server, self.store.room(), self.store.has_failed());
+        let run = self.run();
+        let (ask, purpose) = match run.node.filter(|_| run.is_registered) {
+            Some(node) => {
+                let pulse = Pulse {
+                    node,
+                    boot: run.boot,
+                    deleted: run.deleted.clone(),
+                    results: run.results.clone(),
+                    fence_seq: run.fence_seq,
+                };
+                let results = run.results.iter().map(|outcome| outcome.id).collect();
+                (Ask::Pulse(pulse), Purpose::Pulse { sent, results, deleted: run.deleted.clone() })
+            }
+            None => {
+                let registration = Registration {
+                    server,
+                    boot: run.boot,
+                    is_suspect: run.is_suspect,
+                    capacity: 1 << 40,
+                    free: room,
+                    has_failed,
+                };
+                (Ask::Register(registration), Purpose::Register { sent })
+            }
+        };
+        let rpc = context.ask(self.place, Place::Master, CONTROL_TIMEOUT_US, ask);
+        self.run().rpcs.insert(rpc, purpose);
+    }
+
+    fn report(&mut self, context: &mut Context) {
+        let (held, room, has_failed) = (self.store.held(), self.store.room(), self.store.has_failed());
+        let run = self.run();
+        let Some(node) = run.node.filter(|_| run.is_registered) else {
+            context.wake_after(self.place, ms(1_000), Wake::Tick(TICK_REPORT));
+            return;
+        };
+        let report =
+            Report { node, boot: run.boot, capacity: 1 << 40, free: room, has_failed, held, damaged: Vec::new() };
+        let rpc = context.ask(self.place, Place::Master, CONTROL_TIMEOUT_US, Ask::Report(report));
+        self.run().rpcs.insert(rpc, Purpose::Report);
+    }
+
+    fn delete(&mut self, context: &mut Context, chunk: ChunkId) {
+        let version = self.store.held().iter().find(|held| held.0 == chunk).map(|held| held.2);
+        if let Some(version) = version {
+            context.seen.push(Seen::Deleted { server: self.at, chunk, version });
+            let (now, place) = (context.now(), self.place);
+            context.trace.note(now, [12, u64::from(self.at), chunk.0], || {
+                format!("{place} deletes its replica of chunk {chunk}, version {version}")
+            });
+        }
+        self.store.delete(chunk);
+        let run = self.run();
+        run.cores.remove(&chunk);
+        let gone: Vec<CallId> = run.calls.iter().filter(|(_, call)| call.chunk == chunk).map(|(id, _)| *id).collect();
+        for call in gone {
+            self.reply(context, call, Err(FsError::Stale("the chunk was deleted")));
+        }
+    }
+
+    fn begin_orders(&mut self, context: &mut Context) {
+        while self.run().orders_running.len() < ORDERS_MAX {
+            let Some(order) = self.run().orders.pop_front() else { return };
+            self.run().orders_running.insert(order.id);
+            if let Err(error) = self.begin_order(context, &order) {
+                self.order_done(context, order.id, Err(error));
+            }
+        }
+    }
+
+    fn begin_order(&mut self, context: &mut Context, order: &Order) -> Result<(), FsError> {
+        let chunk = order.chunk;
+        let request = match order.kind {
+            OrderKind::Discard { below } => {
+                let held = self.store.held().into_iter().find(|held| held.0 == chunk);
+                if held.is_some_and(|(_, _, version)| version < below) {
+                    self.delete(context, chunk);
+                }
+                self.order_done(context, order.id, Ok(OrderReport::default()));
+                return Ok(());
+            }
+            OrderKind::Fill { node } => ReplicaOrder::Fill { node },
+            OrderKind::Scrub { deep } => ReplicaOrder::Scrub { deep },
+            OrderKind::HandOver => ReplicaOrder::HandOver,
+        };
+        let run = self.run();
+        let (Some(key), Some(node), boot) = (&run.key, run.node, run.boot) else {
+            return Err(FsError::TryAgain("not registered yet"));
+        };
+        let grant = key.open(&order.grant).ok_or(FsError::Stale("the grant's seal is not ours"))?;
+        admission::check_primary(&grant, chunk, grant.version, node, boot)?;
+        self.ensure_core(chunk, &grant)?;
+        let sealed = Sealed { grant: Arc::new(grant), bytes: order.grant.clone() };
+        let call = CallState {
+            chunk,
+            caller: Caller::Order(order.id),
+            session: SessionId(0),
+            is_client: false,
+            written: None,
+            deadline: MonoMs(0),
+            disk_at: context.now(),
+            expires: None,
+            words: format!("{:?}", order.kind),
+        };
+        self.begin(context, call, ORDER_TIMEOUT_MS, Request::Order { grant: sealed, order: request });
+        Ok(())
+    }
+
+    fn order_done(&mut self, context: &mut Context, id: u64, result: Result<OrderReport, FsError>) {
+        let (now, place) = (context.now(), self.place);
+        context.trace.say(now, || format!("{place} order {id}: {result:?}"));
+        let run = self.run();
+        run.orders_running.remove(&id);
+        run.results.push(OrderOutcome { id, result });
+        self.begin_orders(context);
+    }
+
+    // ------------------------------------------------------------ duties
+
+    /// A disk that failed is left by all its replicas.
+    fn look_at_disk(&mut self, context: &mut Context) {
+        if !self.store.has_failed() || self.run().has_left {
+            return;
+        }
+        self.run().has_left = true;
+        context.seen.push(Seen::DiskFailed { server: self.at });
+        let (now, place) = (context.now(), self.place);
+        context.trace.note(now, [13, u64::from(self.at)], || format!("{place} gives up its disk"));
+        let mut chunks: BTreeSet<ChunkId> = self.store.held().into_iter().map(|held| held.0).collect();
+        chunks.extend(self.run().cores.keys());
+        for chunk in chunks {
+            if !self.open_core(chunk) {
+                continue;
+            }
+            let call = CallState {
+                chunk,
+                caller: Caller::Nobody,
+                session: SessionId(0),
+                is_client: false,
+                written: None,
+                deadline: MonoMs(0),
+                disk_at: now,
+                expires: None,
+                words: "leave".into(),
+            };
+            self.begin(context, call, OP_TIMEOUT_MS, Request::Leave { reason: "its disk has failed".into() });
+        }
+    }
+
+    /// Replicas that nobody uses may be closed at any time.
+    fn close_idle(&mut self, context: &mut Context) {
+        let delay = context.rng.between(ms(1_000), ms(8_000));
+        context.wake_after(self.place, delay, Wake::Tick(TICK_CLOSE));
+        if !self.habits.closes_idle {
+            return;
+        }
+        let run = self.run.as_mut().expect("it runs");
+        let idle: Vec<ChunkId> = run
+            .cores
+            .iter()
+            .filter(|(chunk, core)| core.is_idle() && !run.calls.values().any(|call| call.chunk == **chunk))
+            .map(|(chunk, _)| *chunk)
+            .collect();
+        for chunk in idle {
+            if context.rng.in_a_million(300_000) {
+                let (now, place) = (context.now(), self.place);
+                context.trace.note(now, [14, u64::from(self.at), chunk.0], || format!("{place} closes chunk {chunk}"));
+                self.run().cores.remove(&chunk);
+            }
+        }
+    }
+}
+
+fn job_words(job: &DiskJob) -> String {
+    match job {
+        DiskJob::Put { first, states, key, .. } => {
+            let stamp = states.first().map(|state| state.stamp).unwrap_or_default();
+            format!("put {first}+{} {}.{} key {key:?}", states.len(), stamp.version, stamp.seq)
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+/// Returns who listens at an address of the simulation.
+pub fn place_of(address: &str) -> Place {
+    let number = address.strip_prefix("chunk").and_then(|number| number.parse().ok());
+    Place::Chunk(number.unwrap_or(0))
+}

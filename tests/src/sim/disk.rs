@@ -1,0 +1,669 @@
+//! A disk that forgets, tears, errs and rots as real ones do.
+//!
+//! What is written is in the page cache of the host. A sync brings it to the medium; the kernel also does so whenever it
+//! likes, sector by sector. A power cut leaves on the medium, of what was not synced, any sectors (512 bytes) and any
+//! first part of the changes of names in a directory. After a sync that failed, the kernel takes what it could not write
+//! for clean: later syncs succeed and prove nothing.
+//!
+//! ```text
+//! write ─▶ page cache ──────── sync, or the kernel's whim ───────▶ medium
+//!             │ kill -9: stays       power cut: back to it ◀──────────┘
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::random::Random;
+
+/// Bytes that reach the medium as a whole.
+pub const SECTOR_BYTES: usize = 512;
+/// Bytes that are kept together here.
+pub const PAGE_BYTES: usize = 4096;
+const SECTORS: usize = PAGE_BYTES / SECTOR_BYTES;
+
+type Page = Box<[u8; PAGE_BYTES]>;
+
+/// How often a disk does what it should not, in millionths of operations.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sickness {
+    /// A read fails.
+    pub read_error_ppm: u64,
+    /// A write fails, having done a part.
+    pub write_error_ppm: u64,
+    /// A sync fails.
+    pub sync_error_ppm: u64,
+    /// A write goes to another place of the same file.
+    pub misdirected_ppm: u64,
+    /// A write is acknowledged and does not happen.
+    pub lost_write_ppm: u64,
+    /// A write may be in part on the medium at once, whenever the kernel likes.
+    pub writeback_ppm: u64,
+}
+
+/// What a disk did that it should not have, for the trace and for what the checks may expect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mischief {
+    /// Bytes of a file changed or went astray: the pages that are damaged.
+    Damaged {
+        /// Which file.
+        path: String,
+        /// Pages of it.
+        pages: Vec<u64>,
+    },
+    /// An error was returned.
+    Error {
+        /// Of what.
+        what: &'static str,
+        /// Which file.
+        path: String,
+    },
+}
+
+#[derive(Debug, Default)]
+struct File {
+    path: String,
+    length: u64,
+    stable_length: u64,
+    /// Room taken from the begin up to here, whatever is in it.
+    reserved: u64,
+    pages: BTreeMap<u64, Page>,
+    /// Pages that differ from the medium: what is there (`None`: a hole), and which sectors differ.
+    stable: BTreeMap<u64, (Option<Page>, SectorMarks)>,
+    /// Pages that cannot be read until they are written.
+    latent: BTreeSet<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct SectorMarks {
+    dirty: u8,
+    /// Taken for clean after a failed sync.
+    ghost: u8,
+}
+
+#[derive(Clone, Debug)]
+enum NameChange {
+    Made(String, u64),
+    Removed(String),
+    Renamed(String, String),
+}
+
+/// The state of one disk.
+#[derive(Debug)]
+pub struct Disk {
+    /// What it does at the moment that it should not.
+    pub sickness: Sickness,
+    /// All its bytes.
+    pub capacity: u64,
+    /// Bytes that somebody else uses.
+    pub taken: u64,
+    files: BTreeMap<u64, File>,
+    names: BTreeMap<String, u64>,
+    stable_names: BTreeMap<String, u64>,
+    directories: BTreeSet<String>,
+    changes: BTreeMap<String, Vec<NameChange>>,
+    next_file: u64,
+    mischief: Vec<Mischief>,
+    /// Writes and syncs so far.
+    operations: u64,
+    rng: Random,
+}
+
+/// An error of the operating system.
+fn error(code: i32) -> std::io::Error {
+    std::io::Error::from_raw_os_error(code)
+}
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(directory, _)| directory)
+}
+
+impl Disk {
+    /// Returns an empty disk.
+    pub fn new(capacity: u64, rng: Random) -> Self {
+        Self {
+            sickness: Sickness::default(),
+            capacity,
+            taken: 0,
+            files: BTreeMap::new(),
+            names: BTreeMap::new(),
+            stable_names: BTreeMap::new(),
+            directories: BTreeSet::from([String::new()]),
+            changes: BTreeMap::new(),
+            next_file: 1,
+            mischief: Vec::new(),
+            operations: 0,
+            rng,
+        }
+    }
+
+    /// Returns what it did since the last call.
+    pub fn take_mischief(&mut self) -> Vec<Mischief> {
+        std::mem::take(&mut self.mischief)
+    }
+
+    /// Returns how many writes and syncs it saw.
+    pub fn operations(&self) -> u64 {
+        self.operations
+    }
+
+    /// Returns the bytes in use.
+    pub fn used(&self) -> u64 {
+        let own: u64 = self.files.values().map(File::room).sum();
+        own + self.taken
+    }
+
+    // ------------------------------------------------------------ what the host does
+
+    /// Cuts the power: what was not synced is on the medium in part.
+    pub fn power_cut(&mut self) {
+        let keep_ppm = *self.rng.pick(&[0, 100_000, 500_000, 900_000, 1_000_000]);
+        for file in self.files.values_mut() {
+            let grows = self.rng.in_a_million(keep_ppm);
+            file.power_cut(&mut self.rng, keep_ppm, grows);
+        }
+        for changes in std::mem::take(&mut self.changes).into_values() {
+            let kept = self.rng.below(changes.len() as u64 + 1) as usize;
+            for change in &changes[..kept] {
+                apply(&mut self.stable_names, change);
+            }
+        }
+        self.names = self.stable_names.clone();
+        self.drop_nameless();
+    }
+
+    /// Takes it out, and puts an empty one in its place.
+    pub fn wipe(&mut self) {
+        self.files.clear();
+        self.names.clear();
+        self.stable_names.clear();
+        self.changes.clear();
+        self.directories = BTreeSet::from([String::new()]);
+        self.sickness = Sickness::default();
+    }
+
+    /// Ends what processes had open without a name.
+    pub fn drop_nameless(&mut self) {
+        let named: BTreeSet<u64> = self.names.values().chain(self.stable_names.values()).copied().collect();
+        self.files.retain(|id, _| named.contains(id));
+    }
+
+    /// Returns the pages that hold something, by file.
+    pub fn content(&self) -> Vec<(String, u64)> {
+        let pages = self.names.iter().filter_map(|(path, id)| Some((path, self.files.get(id)?)));
+        pages.flat_map(|(path, file)| file.pages.keys().map(|page| (path.clone(), *page))).collect()
+    }
+
+    /// Flips a bit of a page, on the medium too.
+    pub fn rot(&mut self, path: &str, page: u64) {
+        let (at, bit) = (self.rng.below(PAGE_BYTES as u64) as usize, self.rng.below(8));
+        let Some(file) = self.names.get(path).and_then(|id| self.files.get_mut(id)) else { return };
+        if let Some(content) = file.pages.get_mut(&page) {
+            content[at] ^= 1 << bit;
+            let sector = at / SECTOR_BYTES;
+            if let Some((Some(stable), marks)) = file.stable.get_mut(&page)
+                && (marks.dirty | marks.ghost) & (1 << sector) == 0
+            {
+                stable[at] ^= 1 << bit;
+            }
+            self.mischief.push(Mischief::Damaged { path: path.to_owned(), pages: vec![page] });
+        }
+    }
+
+    /// Makes a page unreadable until it is written.
+    pub fn make_latent(&mut self, path: &str, page: u64) {
+        if let Some(file) = self.names.get(path).and_then(|id| self.files.get_mut(id)) {
+            file.latent.insert(page);
+            self.mischief.push(Mischief::Damaged { path: path.to_owned(), pages: vec![page] });
+        }
+    }
+
+    // ------------------------------------------------------------ files
+
+    pub(super) fn read(&mut self, id: u64, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+        let fails = self.rng.in_a_million(self.sickness.read_error_ppm);
+        let file = self.files.get(&id).ok_or_else(|| error(libc::EBADF))?;
+        let pages = offset / PAGE_BYTES as u64..=(offset + buffer.len().max(1) as u64 - 1) / PAGE_BYTES as u64;
+        if fails || file.latent.range(pages).next().is_some() {
+            self.mischief.push(Mischief::Error { what: "read", path: file.path.clone() });
+            return Err(error(libc::EIO));
+        }
+        file.read(buffer, offset);
+        Ok(())
+    }
+
+    pub(super) fn write(&mut self, id: u64, data: &[u8], offset: u64) -> std::io::Result<()> {
+        self.operations += 1;
+        let sickness = self.sickness;
+        let (used, capacity) = (self.used(), self.capacity);
+        let file = self.files.get_mut(&id).ok_or_else(|| error(libc::EBADF))?;
+        if used + file.grows_by(offset, data.len()) > capacity {
+            return Err(error(libc::ENOSPC));
+        }
+        if self.rng.in_a_million(sickness.write_error_ppm) {
+            let done = self.rng.below(data.len() as u64 + 1) as usize;
+            file.write(&data[..done], offset);
+            self.mischief.push(Mischief::Error { what: "write", path: file.path.clone() });
+            return Err(error(libc::EIO));
+        }
+        if self.rng.in_a_million(sickness.lost_write_ppm) && data.len() >= SECTOR_BYTES {
+            let pages = (offset / PAGE_BYTES as u64..=(offset + data.len() as u64 - 1) / PAGE_BYTES as u64).collect();
+            self.mischief.push(Mischief::Damaged { path: file.path.clone(), pages });
+            file.length = file.length.max(offset + data.len() as u64);
+            return Ok(());
+        }
+        if self.rng.in_a_million(sickness.misdirected_ppm)
+            && data.len() >= SECTOR_BYTES
+            && file.length > PAGE_BYTES as u64
+        {
+            let astray =
+                self.rng.below(file.length / PAGE_BYTES as u64) * PAGE_BYTES as u64 + offset % PAGE_BYTES as u64;
+            let length = data.len().min((file.length.saturating_sub(astray)) as usize);
+            file.write(&data[..length], astray);
+            let span = |from: u64, length: usize| {
+                from / PAGE_BYTES as u64..=(from + length.max(1) as u64 - 1) / PAGE_BYTES as u64
+            };
+            let pages = span(offset, data.len()).chain(span(astray, length)).collect();
+            self.mischief.push(Mischief::Damaged { path: file.path.clone(), pages });
+            return Ok(());
+        }
+        file.write(data, offset);
+        if self.rng.in_a_million(sickness.writeback_ppm) {
+            file.write_back(&mut self.rng);
+        }
+        Ok(())
+    }
+
+    pub(super) fn punch(&mut self, id: u64, offset: u64, length: u64) -> std::io::Result<()> {
+        self.operations += 1;
+        let fails = self.rng.in_a_million(self.sickness.write_error_ppm);
+        let file = self.files.get_mut(&id).ok_or_else(|| error(libc::EBADF))?;
+        if fails {
+            self.mischief.push(Mischief::Error { what: "punch", path: file.path.clone() });
+            return Err(error(libc::EIO));
+        }
+        file.punch(offset, length);
+        Ok(())
+    }
+
+    pub(super) fn sync(&mut self, id: u64) -> std::io::Result<()> {
+        self.operations += 1;
+        let fails = self.rng.in_a_million(self.sickness.sync_error_ppm);
+        let file = self.files.get_mut(&id).ok_or_else(|| error(libc::EBADF))?;
+        if fails {
+            self.mischief.push(Mischief::Error { what: "sync", path: file.path.clone() });
+            file.fail_sync(&mut self.rng);
+            return Err(error(libc::EIO));
+        }
+        file.sync();
+        Ok(())
+    }
+
+    pub(super) fn next_data(&self, id: u64, from: u64, end: u64) -> std::io::Result<Option<(u64, u64)>> {
+        let file = self.files.get(&id).ok_or_else(|| error(libc::EBADF))?;
+        Ok(file.next_data(from, end))
+    }
+
+    pub(super) fn length(&self, id: u64) -> std::io::Result<u64> {
+        self.files.get(&id).map(|file| file.length).ok_or_else(|| error(libc::EBADF))
+    }
+
+    pub(super) fn allocate(&mut self, id: u64, offset: u64, length: u64) -> std::io::Result<()> {
+        let (used, capacity) = (self.used(), self.capacity);
+        let file = self.files.get_mut(&id).ok_or_else(|| error(libc::EBADF))?;
+        let end = offset + length;
+        if used + end.saturating_sub(file.room()) > capacity {
+            return Err(error(libc::ENOSPC));
+        }
+        file.reserved = file.reserved.max(end);
+        file.length = file.length.max(end);
+        Ok(())
+    }
+
+    // ------------------------------------------------------------ names
+
+    pub(super) fn open(&self, path: &str) -> std::io::Result<u64> {
+        self.names.get(path).copied().ok_or_else(|| error(libc::ENOENT))
+    }
+
+    pub(super) fn create(&mut self, path: &str) -> std::io::Result<u64> {
+        if self.names.contains_key(path) {
+            return Err(error(libc::EEXIST));
+        }
+        if !self.directories.contains(parent(path)) {
+            return Err(error(libc::ENOENT));
+        }
+        if self.used() + PAGE_BYTES as u64 > self.capacity {
+            return Err(error(libc::ENOSPC));
+        }
+        let id = self.next_file;
+        self.next_file += 1;
+        self.files.insert(id, File { path: path.to_owned(), ..File::default() });
+        self.change(path, NameChange::Made(path.to_owned(), id));
+        Ok(id)
+    }
+
+    pub(super) fn remove(&mut self, path: &str) -> std::io::Result<()> {
+        self.open(path)?;
+        self.change(path, NameChange::Removed(path.to_owned()));
+        Ok(())
+    }
+
+    pub(super) fn rename(&mut self, from: &str, to: &str) -> std::io::Result<()> {
+        let id = self.open(from)?;
+        if let Some(file) = self.files.get_mut(&id) {
+            to.clone_into(&mut file.path);
+        }
+        self.change(from, NameChange::Renamed(from.to_owned(), to.to_owned()));
+        Ok(())
+    }
+
+    fn change(&mut self, path: &str, change: NameChange) {
+        apply(&mut self.names, &change);
+        self.changes.entry(parent(path).to_owned()).or_default().push(change);
+    }
+
+    /// Returns the names in a directory and whether each is a directory.
+    pub(super) fn list(&self, directory: &str) -> std::io::Result<Vec<(String, bool)>> {
+        if !self.directories.contains(directory) {
+            return Err(error(libc::ENOENT));
+        }
+        let below = |path: &str| {
+            (!path.is_empty() && parent(path) == directory).then(|| path.rsplit('/').next().unwrap_or(path).to_owned())
+        };
+        let files = self.names.keys().filter_map(|path| Some((below(path)?, false)));
+        let directories = self.directories.iter().filter_map(|path| Some((below(path)?, true)));
+        Ok(files.chain(directories).collect())
+    }
+
+    pub(super) fn create_directory(&mut self, directory: &str) {
+        // Directories are made once, at the first use of a disk: they are taken for durable at once.
+        let mut path = directory;
+        while self.directories.insert(path.to_owned()) {
+            path = parent(path);
+        }
+    }
+
+    pub(super) fn sync_directory(&mut self, directory: &str) -> std::io::Result<()> {
+        self.operations += 1;
+        if self.rng.in_a_million(self.sickness.sync_error_ppm) {
+            self.mischief.push(Mischief::Error { what: "sync of a directory", path: directory.to_owned() });
+            return Err(error(libc::EIO));
+        }
+        for change in self.changes.remove(directory).unwrap_or_default() {
+            apply(&mut self.stable_names, &change);
+        }
+        Ok(())
+    }
+}
+
+fn apply(names: &mut BTreeMap<String, u64>, change: &NameChange) {
+    match change {
+        NameChange::Made(path, id) => {
+            names.insert(path.clone(), *id);
+        }
+        NameChange::Removed(path) => {
+            names.remove(path);
+        }
+        NameChange::Renamed(from, to) => {
+            if let Some(id) = names.remove(from) {
+                names.insert(to.clone(), id);
+            }
+        }
+    }
+}
+
+impl File {
+    fn room(&self) -> u64 {
+        let reserved_pages = self.reserved.div_ceil(PAGE_BYTES as u64);
+        let beyond = self.pages.range(reserved_pages..).count() as u64;
+        (1 + reserved_pages + beyond) * PAGE_BYTES as u64
+    }
+
+    fn grows_by(&self, offset: u64, length: usize) -> u64 {
+        let end = offset + length as u64;
+        let pages = (offset / PAGE_BYTES as u64..end.div_ceil(PAGE_BYTES as u64))
+            .filter(|page| page * PAGE_BYTES as u64 >= self.reserved && !self.pages.contains_key(page));
+        pages.count() as u64 * PAGE_BYTES as u64
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) {
+        let mut at = 0;
+        while at < buffer.len() {
+            let position = offset + at as u64;
+            let within = (position % PAGE_BYTES as u64) as usize;
+            let count = (PAGE_BYTES - within).min(buffer.len() - at);
+            let target = &mut buffer[at..at + count];
+            match self.pages.get(&(position / PAGE_BYTES as u64)) {
+                Some(page) => target.copy_from_slice(&page[within..within + count]),
+                None => target.fill(0),
+            }
+            at += count;
+        }
+    }
+
+    fn mark(&mut self, page: u64, from: usize, to: usize) {
+        let before = self.pages.get(&page);
+        let (_, marks) = self.stable.entry(page).or_insert_with(|| (before.cloned(), SectorMarks::default()));
+        for sector in from / SECTOR_BYTES..to.div_ceil(SECTOR_BYTES) {
+            marks.dirty |= 1 << sector;
+            marks.ghost &= !(1 << sector);
+        }
+    }
+
+    fn write(&mut self, data: &[u8], offset: u64) {
+        let mut at = 0;
+        while at < data.len() {
+            let position = offset + at as u64;
+            let (page, within) = (position / PAGE_BYTES as u64, (position % PAGE_BYTES as u64) as usize);
+            let count = (PAGE_BYTES - within).min(data.len() - at);
+            self.mark(page, within, within + count);
+            self.latent.remove(&page);
+            let content = self.pages.entry(page).or_insert_with(|| Box::new([0; PAGE_BYTES]));
+            content[within..within + count].copy_from_slice(&data[at..at + count]);
+            at += count;
+        }
+        self.length = self.length.max(offset + data.len() as u64);
+    }
+
+    fn punch(&mut self, offset: u64, length: u64) {
+        let end = offset + length;
+        let mut at = offset;
+        while at < end {
+            let (page, within) = (at / PAGE_BYTES as u64, (at % PAGE_BYTES as u64) as usize);
+            let count = (PAGE_BYTES - within).min((end - at) as usize);
+            if self.pages.contains_key(&page) {
+                self.mark(page, within, within + count);
+                if count == PAGE_BYTES {
+                    self.pages.remove(&page);
+                } else if let Some(content) = self.pages.get_mut(&page) {
+                    content[within..within + count].fill(0);
+                }
+            }
+            self.latent.remove(&page);
+            at += count as u64;
+        }
+    }
+
+    fn sync(&mut self) {
+        self.stable_length = self.length;
+        let pages = &self.pages;
+        self.stable.retain(|page, (stable, marks)| {
+            if marks.ghost != 0 {
+                take_sectors(stable, pages.get(page), marks.dirty);
+                marks.dirty = 0;
+            }
+            marks.ghost != 0
+        });
+    }
+
+    /// Some of what is dirty reaches the medium.
+    fn write_back(&mut self, rng: &mut Random) {
+        let pages = &self.pages;
+        for (page, (stable, marks)) in &mut self.stable {
+            let sectors = marks.dirty & rng.next() as u8;
+            take_sectors(stable, pages.get(page), sectors);
+            marks.dirty &= !sectors;
+        }
+        self.stable.retain(|_, (_, marks)| marks.dirty != 0 || marks.ghost != 0);
+    }
+
+    /// A sync fails: some sectors reached the medium, and all are taken for clean. Some pages are read anew from it.
+    fn fail_sync(&mut self, rng: &mut Random) {
+        self.write_back(rng);
+        for (_, marks) in self.stable.values_mut() {
+            marks.ghost |= marks.dirty;
+            marks.dirty = 0;
+        }
+        if rng.in_a_million(500_000) {
+            for (page, (stable, _)) in std::mem::take(&mut self.stable) {
+                put_page(&mut self.pages, page, stable);
+            }
+        }
+    }
+
+    fn power_cut(&mut self, rng: &mut Random, keep_ppm: u64, grows: bool) {
+        for (page, (mut stable, marks)) in std::mem::take(&mut self.stable) {
+            let mut sectors = 0;
+            for sector in 0..SECTORS {
+                if marks.dirty & (1 << sector) != 0 && rng.in_a_million(keep_ppm) {
+                    sectors |= 1 << sector;
+                }
+            }
+            take_sectors(&mut stable, self.pages.get(&page), sectors);
+            put_page(&mut self.pages, page, stable);
+        }
+        if !grows {
+            self.length = self.stable_length;
+            let first_beyond = self.length.div_ceil(PAGE_BYTES as u64);
+            self.pages.retain(|page, _| *page < first_beyond);
+            self.reserved = self.reserved.min(self.length);
+        }
+        self.stable_length = self.length;
+    }
+
+    fn next_data(&self, from: u64, end: u64) -> Option<(u64, u64)> {
+        let size = PAGE_BYTES as u64;
+        let (first, _) = self.pages.range(from / size..end.div_ceil(size)).next()?;
+        let mut stop = *first;
+        while self.pages.contains_key(&stop) && stop * size < end {
+            stop += 1;
+        }
+        Some(((first * size).max(from), (stop * size).min(end)))
+    }
+}
+
+/// Copies sectors of `current` (`None`: a hole) into what is on the medium.
+fn take_sectors(stable: &mut Option<Page>, current: Option<&Page>, sectors: u8) {
+    if sectors == 0 {
+        return;
+    }
+    if sectors == u8::MAX {
+        *stable = current.cloned();
+        return;
+    }
+    let target = stable.get_or_insert_with(|| Box::new([0; PAGE_BYTES]));
+    for sector in (0..SECTORS).filter(|sector| sectors & (1 << sector) != 0) {
+        let range = sector * SECTOR_BYTES..(sector + 1) * SECTOR_BYTES;
+        match current {
+            Some(page) => target[range.clone()].copy_from_slice(&page[range]),
+            None => target[range].fill(0),
+        }
+    }
+}
+
+fn put_page(pages: &mut BTreeMap<u64, Page>, page: u64, content: Option<Page>) {
+    match content {
+        Some(content) => pages.insert(page, content),
+        None => pages.remove(&page),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk() -> (Disk, u64) {
+        let mut disk = Disk::new(1 << 20, Random::new(5));
+        let file = disk.create("a").expect("made");
+        disk.sync_directory("").expect("synced");
+        (disk, file)
+    }
+
+    fn read(disk: &mut Disk, file: u64, offset: u64) -> u8 {
+        let mut byte = [0];
+        disk.read(file, &mut byte, offset).expect("readable");
+        byte[0]
+    }
+
+    #[test]
+    fn what_was_synced_survives_a_power_cut_and_the_rest_by_sectors() {
+        let (mut survived, mut gone) = (0, 0);
+        for seed in 0..64 {
+            let (mut disk, file) = disk();
+            disk.rng = Random::new(seed);
+            disk.write(file, &[1; 8192], 0).expect("written");
+            disk.sync(file).expect("synced");
+            disk.write(file, &[2; 4096], 2048).expect("written");
+            disk.power_cut();
+            assert_eq!((read(&mut disk, file, 0), read(&mut disk, file, 7000)), (1, 1));
+            for sector in 4..12 {
+                let bytes = [0, 511].map(|at| read(&mut disk, file, sector * 512 + at));
+                assert_eq!(bytes[0], bytes[1], "sectors are whole");
+                *(if bytes[0] == 2 { &mut survived } else { &mut gone }) += 1;
+            }
+        }
+        assert!(survived > 50 && gone > 50, "{survived} {gone}");
+    }
+
+    #[test]
+    fn a_sync_after_a_failed_one_proves_nothing() {
+        let mut lost = 0;
+        for seed in 0..64 {
+            let (mut disk, file) = disk();
+            disk.rng = Random::new(seed);
+            disk.write(file, &[1; 4096], 0).expect("written");
+            disk.sickness.sync_error_ppm = 1_000_000;
+            disk.sync(file).expect_err("it is sick");
+            disk.sickness.sync_error_ppm = 0;
+            disk.sync(file).expect("as Linux says");
+            disk.power_cut();
+            let is_lost =
+                (0..8).any(|sector| disk.length(file).expect("there") == 0 || read(&mut disk, file, sector * 512) == 0);
+            lost += u32::from(is_lost);
+        }
+        assert!(lost > 32, "{lost}");
+    }
+
+    #[test]
+    fn a_name_that_was_not_synced_may_vanish_and_one_that_was_does_not() {
+        let mut vanished = 0;
+        for seed in 0..32 {
+            let (mut disk, _) = disk();
+            disk.rng = Random::new(seed);
+            disk.create("b").expect("made");
+            disk.power_cut();
+            disk.open("a").expect("its directory was synced");
+            vanished += u32::from(disk.open("b").is_err());
+        }
+        assert!(vanished > 5 && vanished < 27, "{vanished}");
+    }
+
+    #[test]
+    fn a_full_disk_takes_overwrites_only() {
+        let (mut disk, file) = disk();
+        disk.write(file, &[1; 4096], 0).expect("written");
+        disk.taken = disk.capacity - disk.used();
+        let full = disk.write(file, &[1; 4096], 4096).expect_err("no room");
+        assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
+        disk.write(file, &[2; 4096], 0).expect("it has its room");
+    }
+
+    #[test]
+    fn holes_are_told_from_data() {
+        let (mut disk, file) = disk();
+        disk.write(file, &[1; 100], 9000).expect("written");
+        assert_eq!(disk.next_data(file, 0, 20_000).expect("there"), Some((8192, 12_288)));
+        disk.punch(file, 8192, 4096).expect("punched");
+        assert_eq!(disk.next_data(file, 0, 20_000).expect("there"), None);
+        assert_eq!(read(&mut disk, file, 9000), 0);
+    }
+}

@@ -1,0 +1,53 @@
+//! What processes did that the checks want to know.
+
+use dfs_proto::{ChunkId, SessionId, Version};
+
+/// One fact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// A primary answered a client well.
+    Served {
+        /// Which chunk server.
+        server: u32,
+        /// Which chunk.
+        chunk: ChunkId,
+        /// The version it went by.
+        version: Version,
+        /// The units that were written, if any were.
+        written: Option<(u32, u32)>,
+        /// For which session.
+        session: SessionId,
+    },
+    /// A version is on a server's disk.
+    VersionKept {
+        /// Which chunk server.
+        server: u32,
+        /// Which chunk.
+        chunk: ChunkId,
+        /// The version.
+        version: Version,
+    },
+    /// A replica was deleted by order.
+    Deleted {
+        /// Which chunk server.
+        server: u32,
+        /// Which chunk.
+        chunk: ChunkId,
+        /// The version it had.
+        version: Version,
+    },
+    /// The master's records changed.
+    SetsChanged,
+    /// A disk was given up by its server.
+    DiskFailed {
+        /// Which chunk server.
+        server: u32,
+    },
+    /// Something is wrong for certain.
+    Wrong {
+        /// Which rule.
+        rule: &'static str,
+        /// What happened.
+        what: String,
+    },
+}

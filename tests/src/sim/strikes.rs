@@ -1,0 +1,409 @@
+//! Faults as they happen: when the next one strikes, whom, and how it ends.
+
+use std::collections::BTreeMap;
+
+use super::context::Event;
+use super::faults::{Kind, Mode};
+use super::network::Place;
+use super::scheduler::{Time, ms, seconds};
+use super::simulation::{CLIENTS, SERVERS, Simulation};
+use crate::random::Random;
+
+/// What ends a fault, or is a part of it.
+#[derive(Clone, Debug)]
+enum Step {
+    /// The next fault.
+    Strike,
+    /// The network is as usual again.
+    Calm,
+    /// Links are whole again.
+    Mend(Vec<(Place, Place)>),
+    /// A link stops.
+    Clog(Vec<(Place, Place)>),
+    /// A chunk server starts.
+    StartServer(u32),
+    /// A chunk server is killed, perhaps for the last of several times.
+    KillServer(u32, u32),
+    /// A process goes on.
+    Resume(Place),
+    /// A process is as fast as usual.
+    Hurry(Place),
+    /// The master starts.
+    StartMaster,
+    /// A client starts.
+    StartClient(u32),
+    /// A disk is well again.
+    Cure(u32),
+}
+
+/// The faults of a run.
+#[derive(Debug)]
+pub struct Strikes {
+    rng: Random,
+    left: u32,
+    is_ended: bool,
+    steps: BTreeMap<usize, Step>,
+    next: usize,
+    disturbed: BTreeMap<Place, Time>,
+    /// How many of each kind there were.
+    pub counts: BTreeMap<&'static str, u32>,
+}
+
+impl Strikes {
+    /// Returns the faults of a run that has none yet.
+    pub fn new(rng: Random) -> Self {
+        Self {
+            rng,
+            left: 0,
+            is_ended: false,
+            steps: BTreeMap::new(),
+            next: 0,
+            disturbed: BTreeMap::new(),
+            counts: BTreeMap::new(),
+        }
+    }
+
+    /// Returns whether none is to come.
+    pub fn is_over(&self) -> bool {
+        self.left == 0
+    }
+
+    /// Lets none happen any more, not even the end of one.
+    pub fn end(&mut self) {
+        self.left = 0;
+        self.is_ended = true;
+    }
+
+    /// Returns whether a process was held up so lately that it may be late.
+    pub fn was_disturbed(&self, place: Place, now: Time) -> bool {
+        self.disturbed.get(&place).is_some_and(|until| now < until.plus(seconds(3)))
+    }
+}
+
+impl Simulation {
+    /// Begins with the faults.
+    pub(super) fn begin_strikes(&mut self) {
+        self.strikes.left = self.swarm.strikes;
+        self.plan(ms(self.swarm.pause_ms), Step::Strike);
+    }
+
+    fn plan(&mut self, us: u64, step: Step) {
+        let number = self.strikes.next;
+        self.strikes.next += 1;
+        self.strikes.steps.insert(number, step);
+        self.context.scheduler.after(us, Event::Fault(number));
+    }
+
+    /// A step of a fault is due.
+    pub(super) fn strike(&mut self, number: usize) {
+        let Some(step) = self.strikes.steps.remove(&number) else { return };
+        if self.strikes.is_ended {
+            return;
+        }
+        match step {
+            Step::Strike => self.next_strike(),
+            Step::Calm => {
+                self.say(|| "the network is calm".into());
+                self.context.network.weather = self.swarm.calm;
+            }
+            Step::Mend(links) => {
+                self.say(|| format!("links are whole: {}", links_words(&links)));
+                for (from, to) in links {
+                    self.context.mend(from, to);
+                }
+            }
+            Step::Clog(links) => {
+                self.say(|| format!("links stop: {}", links_words(&links)));
+                for (from, to) in links {
+                    self.context.network.clog(from, to);
+                }
+            }
+            Step::StartServer(at) => self.start_server(at),
+            Step::KillServer(at, more) => {
+                self.kill_server(at, false);
+                let down = self.strikes.rng.between(ms(20), ms(900));
+                self.plan(down, Step::StartServer(at));
+                if more > 0 {
+                    let pause = self.strikes.rng.between(ms(100), ms(4_000));
+                    self.plan(down + pause, Step::KillServer(at, more - 1));
+                }
+            }
+            Step::Resume(place) => {
+                if self.context.process(place).is_paused {
+                    self.say(|| format!("{place} goes on"));
+                    self.disturb(place, 0);
+                    self.context.resume(place);
+                }
+            }
+            Step::Hurry(place) => {
+                self.context.process_mut(place).slowness = 1;
+                self.disturb(place, 0);
+            }
+            Step::StartMaster => {
+                if !self.context.is_up(Place::Master) {
+                    self.master.start(&mut self.context);
+                }
+            }
+            Step::StartClient(at) => {
+                if !self.context.is_up(Place::Client(at)) {
+                    self.clients[at as usize - 1].start(&mut self.context);
+                }
+            }
+            Step::Cure(at) => {
+                self.say(|| format!("the disk of chunk{at} is well"));
+                self.cure_disk(at);
+            }
+        }
+    }
+
+    fn disturb(&mut self, place: Place, us: u64) {
+        let until = self.context.now().plus(us);
+        let known = self.strikes.disturbed.entry(place).or_default();
+        *known = until.max(*known);
+    }
+
+    fn say(&mut self, words: impl FnOnce() -> String) {
+        let (now, number) = (self.context.now(), self.strikes.next as u64);
+        self.context.trace.note(now, [50, number], || format!("** {}", words()));
+    }
+
+    fn next_strike(&mut self) {
+        for _ in 0..6 {
+            let kind = self.swarm.kind(&mut self.strikes.rng);
+            if self.try_strike(kind) {
+                *self.strikes.counts.entry(name(kind)).or_default() += 1;
+                break;
+            }
+        }
+        self.strikes.left -= 1;
+        if self.strikes.left > 0 {
+            let most = 2 * ms(self.swarm.pause_ms);
+            // Now and then several at once.
+            let pause = if self.strikes.rng.in_a_million(150_000) { ms(1) } else { self.strikes.rng.below(most) };
+            self.plan(pause, Step::Strike);
+        }
+    }
+
+    fn any_server(&mut self) -> u32 {
+        self.strikes.rng.between(1, u64::from(SERVERS)) as u32
+    }
+
+    fn any_place(&mut self) -> Place {
+        match self.strikes.rng.below(10) {
+            0..=6 => Place::Chunk(self.any_server()),
+            7 => Place::Master,
+            _ => Place::Client(self.strikes.rng.between(1, u64::from(CLIENTS)) as u32),
+        }
+    }
+
+    /// Lets a fault of this kind happen, if it may. Returns whether it did.
+    fn try_strike(&mut self, kind: Kind) -> bool {
+        let lasts = self.swarm.lasts(&mut self.strikes.rng);
+        let at = self.any_server();
+        let is_up = self.context.is_up(Place::Chunk(at));
+        match kind {
+            Kind::Weather => {
+                let storm = self.swarm.storm(&mut self.strikes.rng);
+                self.say(|| format!("weather: {storm:?}"));
+                self.context.network.weather = storm;
+                self.plan(lasts, Step::Calm);
+            }
+            Kind::Cut | Kind::Isolate | Kind::Split | Kind::Clog => self.strike_links(kind, lasts),
+            Kind::Kill if is_up => {
+                self.kill_server(at, false);
+                self.plan(lasts, Step::StartServer(at));
+            }
+            Kind::CrashLoop if is_up => {
+                let more = self.strikes.rng.between(1, 5) as u32;
+                self.plan(0, Step::KillServer(at, more));
+            }
+            Kind::Pause => {
+                let place = self.any_place();
+                if !self.context.is_up(place) || self.context.process(place).is_paused {
+                    return false;
+                }
+                self.say(|| format!("{place} is paused for {} ms", lasts / 1_000));
+                self.context.pause(place);
+                self.plan(lasts, Step::Resume(place));
+            }
+            Kind::Slow => {
+                let place = self.any_place();
+                let slowness = self.strikes.rng.between(2, 60);
+                self.say(|| format!("{place} is {slowness} times slower"));
+                self.context.process_mut(place).slowness = slowness;
+                self.disturb(place, lasts + seconds(30));
+                self.plan(lasts, Step::Hurry(place));
+            }
+            Kind::RollingRestart => {
+                let pause = self.strikes.rng.between(ms(200), ms(3_000));
+                for at in 1..=SERVERS {
+                    self.plan(u64::from(at) * pause, Step::KillServer(at, 0));
+                }
+            }
+            Kind::PowerCut => {
+                if !self.may_rob(&[at]) {
+                    return false;
+                }
+                self.kill_server(at, true);
+                self.plan(lasts, Step::StartServer(at));
+            }
+            Kind::PowerCutAll => {
+                let all: Vec<u32> = (1..=SERVERS).collect();
+                if !self.may_rob(&all) {
+                    return false;
+                }
+                for at in all {
+                    self.kill_server(at, true);
+                    let delay = self.strikes.rng.below(lasts + 1);
+                    self.plan(delay, Step::StartServer(at));
+                }
+            }
+            Kind::MasterKill | Kind::MasterPowerCut if self.context.is_up(Place::Master) => {
+                let loses_power = kind == Kind::MasterPowerCut;
+                self.say(|| if loses_power { "the master loses power".into() } else { "the master is killed".into() });
+                self.context.stop(Place::Master, loses_power);
+                self.master.kill(&mut self.context, loses_power);
+                self.plan(lasts, Step::StartMaster);
+            }
+            Kind::ClientKill => {
+                let client = self.strikes.rng.between(1, u64::from(CLIENTS)) as u32;
+                let place = Place::Client(client);
+                if !self.context.is_up(place) {
+                    return false;
+                }
+                self.say(|| format!("{place} is killed"));
+                self.context.stop(place, false);
+                self.plan(lasts, Step::StartClient(client));
+            }
+            Kind::WallJump => {
+                let place = self.any_place();
+                let by = self.strikes.rng.between(0, 7_200_000) as i64 - 3_600_000;
+                self.say(|| format!("wall time of {place} jumps by {by} ms"));
+                self.context.process_mut(place).clock.jump(by);
+            }
+            Kind::Wipe => {
+                if !self.may_rob(&[at]) {
+                    return false;
+                }
+                self.kill_server(at, true);
+                self.say(|| format!("chunk{at} has an empty disk"));
+                self.servers[at as usize - 1].wipe();
+                self.checks.wiped(at);
+                self.plan(lasts, Step::StartServer(at));
+            }
+            Kind::ReadErrors
+            | Kind::WriteErrors
+            | Kind::SyncErrors
+            | Kind::StrayWrites
+            | Kind::Rot
+            | Kind::Latent
+            | Kind::Full => {
+                return self.strike_disk(kind, at, lasts);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn may_rob(&self, servers: &[u32]) -> bool {
+        self.swarm.mode == Mode::Unlimited || self.checks.may_rob(servers)
+    }
+
+    fn strike_links(&mut self, kind: Kind, lasts: u64) {
+        let all: Vec<Place> = std::iter::once(Place::Master)
+            .chain((1..=SERVERS).map(Place::Chunk))
+            .chain((1..=CLIENTS).map(Place::Client))
+            .collect();
+        let one = self.any_place();
+        let mut links = Vec::new();
+        match kind {
+            Kind::Cut => {
+                let other = self.any_place();
+                links.push((one, other));
+                if self.strikes.rng.in_a_million(500_000) {
+                    links.push((other, one));
+                }
+            }
+            Kind::Split => {
+                let part: Vec<bool> = all.iter().map(|_| self.strikes.rng.in_a_million(500_000)).collect();
+                for (from, left) in all.iter().zip(&part) {
+                    for (to, right) in all.iter().zip(&part) {
+                        if left != right {
+                            links.push((*from, *to));
+                        }
+                    }
+                }
+            }
+            Kind::Clog => {
+                let hosts: Vec<Place> =
+                    all.iter().copied().filter(|_| self.strikes.rng.in_a_million(400_000)).collect();
+                let step = self.strikes.rng.between(ms(50), ms(1_000));
+                for (at, host) in hosts.iter().enumerate() {
+                    let both: Vec<(Place, Place)> = all
+                        .iter()
+                        .filter(|other| *other != host)
+                        .flat_map(|other| [(*host, *other), (*other, *host)])
+                        .collect();
+                    self.plan(at as u64 * step, Step::Clog(both.clone()));
+                    let extra = self.strikes.rng.below(lasts + 1);
+                    self.plan(hosts.len() as u64 * step + extra, Step::Mend(both));
+                }
+                return;
+            }
+            _ => {
+                let direction = self.strikes.rng.below(4);
+                for other in all.iter().filter(|other| **other != one) {
+                    if direction != 1 {
+                        links.push((one, *other));
+                    }
+                    if direction != 2 {
+                        links.push((*other, one));
+                    }
+                }
+            }
+        }
+        links.retain(|(from, to)| from != to);
+        self.say(|| format!("links are cut: {}", links_words(&links)));
+        for (from, to) in &links {
+            self.context.network.cut(*from, *to);
+        }
+        self.plan(lasts, Step::Mend(links));
+    }
+
+    fn strike_disk(&mut self, _kind: Kind, _at: u32, _lasts: u64) -> bool {
+        false
+    }
+}
+
+fn links_words(links: &[(Place, Place)]) -> String {
+    links.iter().map(|(from, to)| format!("{from}>{to}")).collect::<Vec<_>>().join(" ")
+}
+
+fn name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Weather => "weather",
+        Kind::Cut => "cut",
+        Kind::Isolate => "isolate",
+        Kind::Split => "split",
+        Kind::Clog => "clog",
+        Kind::Kill => "kill",
+        Kind::CrashLoop => "crash_loop",
+        Kind::Pause => "pause",
+        Kind::Slow => "slow",
+        Kind::RollingRestart => "rolling_restart",
+        Kind::PowerCut => "power_cut",
+        Kind::PowerCutAll => "power_cut_all",
+        Kind::MasterKill => "master_kill",
+        Kind::MasterPowerCut => "master_power_cut",
+        Kind::ClientKill => "client_kill",
+        Kind::WallJump => "wall_jump",
+        Kind::ReadErrors => "read_errors",
+        Kind::WriteErrors => "write_errors",
+        Kind::SyncErrors => "sync_errors",
+        Kind::StrayWrites => "stray_writes",
+        Kind::Rot => "bit_rot",
+        Kind::Latent => "latent_error",
+        Kind::Full => "disk_full",
+        Kind::Wipe => "wipe",
+    }
+}
