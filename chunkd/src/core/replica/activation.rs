@@ -349,7 +349,7 @@ impl ReplicaCore {
         let others = others.collect();
         // Alone, there is nothing to compare.
         let own = (!activation.others.is_empty()).then(|| {
-            let tag = self.start(step, call, DiskJob::Table, Job::Look);
+            let tag = self.start(step, call, DiskJob::Table, Job::Table);
             activation.owns(tag)
         });
         Phase::Asking(Asking { began: step.now(), until, others, own, own_table: None })

@@ -67,13 +67,7 @@ enum State {
     /// Until no write is under way.
     Queued(Target),
     /// Until both tables are known.
-    Comparing {
-        target: Target,
-        theirs: Option<Tag>,
-        ours: Option<Tag>,
-        told: Option<(u64, Table)>,
-        own: Option<Table>,
-    },
+    Comparing(Target, Box<Comparison>),
     /// Until no write of the units is under way.
     QueuedToCopy(Target, (u32, u32)),
     Reading(Target, (u32, u32), Tag),
@@ -85,6 +79,18 @@ enum State {
     Finishing(Target, Tag),
     /// Until the master was told that it cannot be filled.
     Dropping(FsError, Tag),
+}
+
+/// What is known of two tables.
+#[derive(Debug)]
+struct Comparison {
+    asked: Option<Tag>,
+    theirs: Option<(u64, Table)>,
+    listing: Option<Tag>,
+    ours: Table,
+    measuring: Option<Tag>,
+    /// Where this replica holds data, damaged units too, which the table leaves out.
+    extents: Vec<(u32, u32)>,
 }
 
 /// Whom the pushes go to, under which activation.
@@ -129,9 +135,7 @@ impl ReplicaCore {
                 }
                 State::Pausing(_) => Turn::Again,
                 State::Queued(target) => self.compare(step, call, fill, target),
-                State::Comparing { target, theirs, ours, told, own } => {
-                    self.compared(step, call, fill, (target, theirs, ours, told, own), news)
-                }
+                State::Comparing(target, comparison) => self.compared(step, call, fill, target, comparison, news),
                 State::QueuedToCopy(target, units) => self.read_to_copy(step, call, fill, target, units),
                 State::Reading(target, units, tag) => self.read(step, call, fill, (target, units, tag), news),
                 State::QueuedToRepair(target, unit) => {
@@ -236,9 +240,13 @@ impl ReplicaCore {
         let until = call.attempt(step, ATTEMPT_MS);
         let request = PeerRequest::Activate { grant, activation: target.number };
         let version = target.active.version;
-        let theirs = Some(call.send(step, &target.member.clone(), version, request, Bytes::new(), until));
-        let ours = Some(self.start(step, call, DiskJob::Table, Job::Look));
-        fill.state = State::Comparing { target, theirs, ours, told: None, own: None };
+        let asked = Some(call.send(step, &target.member.clone(), version, request, Bytes::new(), until));
+        let listing = Some(self.start(step, call, DiskJob::Table, Job::Table));
+        let measuring = DiskJob::Extents { first: 0, count: self.units() };
+        let measuring = Some(self.start(step, call, measuring, Job::Look));
+        let (ours, extents) = (Table::new(), Vec::new());
+        let comparison = Comparison { asked, theirs: None, listing, ours, measuring, extents };
+        fill.state = State::Comparing(target, Box::new(comparison));
         Turn::Flow(Flow::Wait)
     }
 
@@ -247,40 +255,39 @@ impl ReplicaCore {
         step: &mut Step<'_>,
         call: &mut Call,
         fill: &mut Fill,
-        (target, mut theirs, mut ours, mut told, mut own): Comparison,
+        target: Target,
+        mut known: Box<Comparison>,
         news: News,
     ) -> Turn {
-        let mut failure = None;
         match news {
-            News::Disk(tag, result) if ours == Some(tag) => {
-                ours = None;
-                match result {
-                    Ok(DiskAnswer::Table(table)) => own = Some(table),
-                    Ok(_) => failure = Some(FsError::Protocol("the disk answered something else".into())),
-                    Err(error) => return Turn::Flow(unfit(&error)),
-                }
+            News::Disk(_, Err(error)) => return Turn::Flow(unfit(&error)),
+            News::Disk(tag, Ok(DiskAnswer::Table(table))) if known.listing == Some(tag) => {
+                known.listing = None;
+                known.ours = table;
             }
-            News::Peer(tag, result) if theirs == Some(tag) => {
-                theirs = None;
+            News::Disk(tag, Ok(DiskAnswer::Extents(extents))) if known.measuring == Some(tag) => {
+                known.measuring = None;
+                known.extents = extents;
+            }
+            News::Peer(tag, result) if known.asked == Some(tag) => {
+                known.asked = None;
                 match result {
-                    Ok(PeerAnswer::Table { seq, table, .. }) => told = Some((seq, table)),
-                    Ok(_) => failure = Some(FsError::Protocol("the answer to activate has no unit table".into())),
-                    Err(error) => failure = Some(error),
+                    Ok(PeerAnswer::Table { seq, table, .. }) => known.theirs = Some((seq, table)),
+                    Ok(_) => {
+                        let error = FsError::Protocol("the answer to activate has no unit table".into());
+                        return self.fill_failed(step, call, fill, error);
+                    }
+                    Err(error) => return self.fill_failed(step, call, fill, error),
                 }
             }
             _ => {}
         }
-        if let Some(error) = failure {
-            return self.fill_failed(step, call, fill, error);
-        }
-        if ours.is_some() || (theirs.is_some() && self.may_go_on(&target)) {
-            fill.state = State::Comparing { target, theirs, ours, told, own };
+        let may_go_on = self.may_go_on(&target);
+        if known.listing.is_some() || known.measuring.is_some() || (known.asked.is_some() && may_go_on) {
+            fill.state = State::Comparing(target, known);
             return Turn::Flow(call.wait_for(Interest::Role));
         }
-        let (Some((seq, theirs)), Some(own)) = (told, own) else { return Turn::Again };
-        if !self.may_go_on(&target) {
-            return Turn::Again;
-        }
+        let Some((seq, theirs)) = known.theirs.filter(|_| may_go_on) else { return Turn::Again };
         fill.rounds += 1;
         if seq > self.order.last_seq() {
             // It holds writes that were lost here: ours must have other stamps.
@@ -288,7 +295,7 @@ impl ReplicaCore {
             self.deactivate(target.active.activation);
             return Turn::Again;
         }
-        fill.left = differing(&own, &theirs);
+        fill.left = differing(&known.ours, &theirs, &known.extents);
         if planted::is(Bug::FinishSyncEarly) {
             fill.left.clear();
         }
@@ -486,21 +493,22 @@ impl ReplicaCore {
     }
 }
 
-type Comparison = (Target, Option<Tag>, Option<Tag>, Option<(u64, Table)>, Option<Table>);
-
 /// Returns the runs of units that are not the same in a replica that is filled, cut to the size of a message. A unit that
-/// only it holds becomes what it is here: never written.
-fn differing(own: &Table, theirs: &Table) -> VecDeque<(u32, u32)> {
+/// only it holds becomes what it is here: never written. One that is damaged here (it holds data, and is not in the table)
+/// is not the same whatever is there.
+fn differing(own: &Table, theirs: &Table, extents: &[(u32, u32)]) -> VecDeque<(u32, u32)> {
     let is_written = |state: &UnitState| state.stamp != WriteStamp::default();
     let mut own = own.iter().filter(|(_, state)| is_written(state)).peekable();
     let mut theirs = theirs.iter().filter(|(_, state)| is_written(state)).peekable();
+    let mut held = extents.iter().flat_map(|(first, end)| *first..*end).peekable();
     let mut runs: VecDeque<(u32, u32)> = VecDeque::new();
     loop {
-        let (here, there) = (own.peek().map(|(unit, _)| *unit), theirs.peek().map(|(unit, _)| *unit));
-        let Some(unit) = here.into_iter().chain(there).min() else { return runs };
+        let units = [own.peek().map(|(unit, _)| *unit), theirs.peek().map(|(unit, _)| *unit), held.peek().copied()];
+        let Some(unit) = units.into_iter().flatten().min() else { return runs };
         let here = own.next_if(|(known, _)| *known == unit).map(|(_, state)| *state);
         let there = theirs.next_if(|(known, _)| *known == unit).map(|(_, state)| *state);
-        if here == there {
+        let is_damaged = held.next_if_eq(&unit).is_some() && here.is_none();
+        if here == there && !is_damaged {
             continue;
         }
         match runs.back_mut() {
@@ -524,15 +532,16 @@ mod tests {
     fn whatever_is_not_the_same_is_copied_in_runs() {
         let own = vec![(0, state(1, 1)), (1, state(2, 2)), (2, state(3, 3)), (7, state(4, 4))];
         let theirs = vec![(0, state(1, 1)), (1, state(9, 2)), (2, state(3, 9)), (3, state(5, 5))];
-        assert_eq!(differing(&own, &theirs), [(1, 3), (7, 1)]);
-        assert_eq!(differing(&own, &own), []);
+        assert_eq!(differing(&own, &theirs, &[]), [(1, 3), (7, 1)]);
+        assert_eq!(differing(&own, &own, &[(0, 3), (7, 8)]), []);
         let never = vec![(5, UnitState::NEVER)];
-        assert_eq!(differing(&never, &Table::new()), [], "both read as never written");
+        assert_eq!(differing(&never, &Table::new(), &[]), [], "both read as never written");
+        assert_eq!(differing(&own, &own, &[(0, 5)]), [(3, 2)], "damaged here");
     }
 
     #[test]
     fn a_run_is_at_most_a_message() {
         let own: Table = (0..600).map(|unit| (unit, state(1, 1))).collect();
-        assert_eq!(differing(&own, &Table::new()), [(0, 256), (256, 256), (512, 88)]);
+        assert_eq!(differing(&own, &Table::new(), &[(0, 600)]), [(0, 256), (256, 256), (512, 88)]);
     }
 }

@@ -282,7 +282,11 @@ impl ReplicaCore {
             }
             (Activating::Persisting(_) | Activating::Reading(_), _) => return Flow::Wait,
         }
-        activate.state = Activating::Reading(self.start(step, call, DiskJob::Table, Job::Look));
+        if let Role::Secondary(follow) = &mut self.role {
+            // Another copy of the request may have been answered.
+            follow.is_ready = false;
+        }
+        activate.state = Activating::Reading(self.start(step, call, DiskJob::Table, Job::Table));
         Flow::Wait
     }
 

@@ -42,6 +42,8 @@ mod member;
 mod read;
 mod repair;
 mod scrub;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,7 +121,7 @@ pub struct ReplicaCore {
     calls: BTreeMap<CallId, Call>,
     /// Disk jobs under way.
     jobs: BTreeMap<(CallId, Tag), Job>,
-    /// Those of them that change the file.
+    /// Those of them that change the file, or look at all of it.
     changes: u32,
     /// Calls with an interest in all changes of state, and in those of the role.
     waiting: BTreeSet<CallId>,
@@ -169,6 +171,8 @@ impl Active {
 enum Job {
     /// It changes nothing.
     Look,
+    /// It looks at the whole table: nothing may be changed meanwhile.
+    Table,
     /// A write of this primary.
     Write { key: RequestKey, stamp: WriteStamp, activation: u64 },
     /// Units that another server has sent.
@@ -570,7 +574,7 @@ impl ReplicaCore {
                 self.persisted = self.persisted.max(version);
                 self.incomplete = incomplete;
             }
-            Job::Header { .. } | Job::Look | Job::Copy => {}
+            Job::Header { .. } | Job::Look | Job::Table | Job::Copy => {}
         }
     }
 
