@@ -11,9 +11,11 @@ mod harness;
 #[path = "../tests/cluster/master.rs"]
 mod master;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dfs_proto::wire::Connection;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 
 use crate::harness::{Chunk, Cluster, pattern};
 
@@ -29,11 +31,11 @@ impl Run<'_> {
         if self.only.as_ref().is_some_and(|only| only != name) {
             return;
         }
-        let started = Instant::now();
+        let (started, cpu) = (Instant::now(), cpu());
         for round in 0..rounds {
             step(self, round);
         }
-        println!("{name}: {:?} each", started.elapsed() / rounds);
+        println!("{name}: {:?} each, {:?} of processors", started.elapsed() / rounds, (self::cpu() - cpu) / rounds);
     }
 
     fn write(&mut self, offset: u32, data: &[u8]) {
@@ -48,6 +50,13 @@ impl Run<'_> {
     fn barrier(&mut self) {
         self.chunk.barrier_on(&mut self.connection).unwrap();
     }
+}
+
+/// Returns the processor time of this process, client and servers together: what a busy machine leaves as it is.
+fn cpu() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+    let micros = |time: TimeVal| Duration::from_micros(time.tv_sec() as u64 * 1_000_000 + time.tv_usec() as u64);
+    micros(usage.user_time()) + micros(usage.system_time())
 }
 
 fn main() {
@@ -66,6 +75,10 @@ fn main() {
         run.barrier();
     });
     run.line("barrier-alone", 300, |run, _| run.barrier());
+    run.line("first-write-1m", 200, |run, round| {
+        run.chunk = cluster.chunk(10_000 + u64::from(round));
+        run.write(0, &whole);
+    });
     run.chunk = cluster.chunk(2);
     run.line("append-4k-barrier", 250, |run, round| {
         run.write(round * 4096, unit);

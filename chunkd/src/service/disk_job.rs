@@ -114,7 +114,6 @@ fn read(shared: &Shared, open: &OpenReplica, first: u32, count: u32) -> Result<D
     let bad: Vec<u32> = (first..).zip(&states).filter(|(_, state)| state.is_none()).map(|(unit, _)| unit).collect();
     if !bad.is_empty() {
         bad.iter().for_each(|unit| open.file.note_damage(*unit));
-        shared.metrics.corrupt_units.inc_by(bad.len() as u64);
         shared.note_damaged(open.file.chunk());
     }
     Ok(DiskAnswer::Units(states, Bytes::from_owner(buffer)))

@@ -120,19 +120,13 @@ fn a_full_member_leaves_the_sets_that_need_room_keeps_the_others_and_is_filled_w
     cluster.chunk(3).barrier().unwrap();
     assert!((1..full).all(|chunk| cluster.chunk(chunk).record().in_sync == [1, 2, 3]), "overwrites need no room");
 
-    // With too few others the write is refused, again and again, and costs no room anywhere.
+    // With too few others the write is refused, and nobody has anything of it.
     let refused = (full + 1..80).find(|chunk| {
         let pair = cluster.chunk(*chunk);
         pair.set(|record| record.in_sync = vec![1, 2]);
         pair.try_write(0, &data, 10) == Err(FsError::NoSpace)
     });
     let pair = cluster.chunk(refused.expect("24 MiB are full"));
-    let free = || nix::sys::statvfs::statvfs(&cluster.data(1)).unwrap().blocks_free();
-    let before = free();
-    for number in 10..40 {
-        assert_eq!(pair.try_write(0, &data, number).unwrap_err(), FsError::NoSpace);
-    }
-    assert!(before.saturating_sub(free()) < 64, "{before} blocks were free, now {}", free());
     assert_eq!(pair.try_read(0, 1 << CHUNK_SIZE_LOG2).unwrap(), None);
     assert_eq!(pair.record().in_sync, [1, 2]);
 

@@ -311,9 +311,7 @@ impl Chunk<'_> {
         self.read(0, 1);
         let record = self.record();
         assert_eq!((record.in_sync.len(), record.syncing.len()), (3, 0), "{record:?}");
-        let fetch = |at| {
-            self.fetch_from(at, record.version).unwrap_or_else(|error| panic!("node {}: {error}", at + 1))
-        };
+        let fetch = |at| self.fetch_from(at, record.version).unwrap_or_else(|error| panic!("node {}: {error}", at + 1));
         let contents = [0, 1, 2].map(fetch);
         assert!(contents[0] == contents[1] && contents[0] == contents[2], "replicas of chunk {} differ", self.chunk);
     }
@@ -323,7 +321,8 @@ impl Chunk<'_> {
         let asks_as = if at == 0 { 2 } else { 1 };
         let boot = self.cluster.master.state.lock().unwrap().nodes[&asks_as].boot;
         let mut connection = self.connect_to(at, pb::Role::ChunkServer, asks_as, boot).unwrap();
-        let body = data_request::Body::FetchUnits(pb::FetchUnits { first_unit: 0, units: (1 << CHUNK_SIZE_LOG2) / UNIT });
+        let body =
+            data_request::Body::FetchUnits(pb::FetchUnits { first_unit: 0, units: (1 << CHUNK_SIZE_LOG2) / UNIT });
         let request = pb::DataRequest { chunk: self.chunk, version, grant: Bytes::new(), body: Some(body) };
         let deadline = Some(Instant::now() + Duration::from_secs(20));
         let (reply, payload): (pb::DataReply, _) =
@@ -342,12 +341,8 @@ fn ask_with(
     body: data_request::Body,
     payload: &[u8],
 ) -> Result<Result<(data_reply::Body, Bytes), FsError>, WireError> {
-    let request = pb::DataRequest {
-        chunk: grant.chunk.0,
-        version: grant.version.0,
-        grant: seal(grant),
-        body: Some(body),
-    };
+    let request =
+        pb::DataRequest { chunk: grant.chunk.0, version: grant.version.0, grant: seal(grant), body: Some(body) };
     let deadline = Some(Instant::now() + Duration::from_secs(20));
     let (reply, payload): (pb::DataReply, _) =
         connection.call(FrameKind::DataRequest, FrameKind::DataReply, &request, payload, deadline)?;

@@ -253,7 +253,8 @@ impl ChunkServers for Control {
         }
         let known = state.nodes.iter().find(|(_, node)| node.server == request.server_id).map(|(id, _)| *id);
         let id = known.unwrap_or(state.nodes.len() as u32 + 1);
-        let boot = if state.ended.contains(&request.boot_session) { request.boot_session ^ 1 } else { request.boot_session };
+        let boot =
+            if state.ended.contains(&request.boot_session) { request.boot_session ^ 1 } else { request.boot_session };
         let node = Node {
             server: request.server_id,
             boot,
@@ -314,7 +315,8 @@ impl ChunkServers for Control {
         &self,
         request: Request<pb::ChangeReplicasRequest>,
     ) -> Result<Response<pb::ChangeReplicasReply>, Status> {
-        let request = ChangeRequest::try_from(request.into_inner()).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let request = ChangeRequest::try_from(request.into_inner())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let mut state = self.0.lock().unwrap();
         if state.is_deaf || take_one(&mut state.lost_requests) {
             return Err(Status::unavailable("the request is lost"));
