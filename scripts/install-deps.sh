@@ -12,7 +12,8 @@ what=${1:-test}
 case $what in
   run) packages=(fuse3 gcc libc6-dev) ;;
   test)
-    packages=(fuse3 gcc libc6-dev pkg-config fio attr acl sqlite3 git prometheus python3 tar coreutils util-linux procps)
+    packages=(fuse3 gcc libc6-dev pkg-config fio attr acl sqlite3 git prometheus python3 tar coreutils util-linux procps
+      iproute2 nftables e2fsprogs)
     ;;
   *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
@@ -24,7 +25,7 @@ die() { echo "install-deps: $*" >&2; exit 1; }
 # A package counts as there if its program is, whoever installed it.
 declare -A program=([fuse3]=fusermount3 [gcc]=gcc [pkg-config]=pkg-config [fio]=fio [attr]=setfattr [acl]=setfacl
   [sqlite3]=sqlite3 [git]=git [prometheus]=promtool [python3]=python3 [tar]=tar [coreutils]=sha256sum
-  [util-linux]=mount [procps]=pgrep)
+  [util-linux]=mount [procps]=pgrep [iproute2]=ip [nftables]=nft [e2fsprogs]=mkfs.ext4)
 missing=()
 for package in "${packages[@]}"; do
   if [ -n "${program[$package]:-}" ]; then

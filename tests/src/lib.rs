@@ -7,6 +7,7 @@
 //! cluster   master + chunk servers + mounts       manifest  a tree as a list that can be compared
 //! workload  ordinary work that can be checked again later, after a crash or on another mount
 //! faultfs   a file system that fails on demand    chaos     everything fails in turn, under load
+//! figures   what was promised in numbers
 //! random    numbers from a seed                   linearizability   a checker of histories
 //! ```
 //!
@@ -20,6 +21,7 @@ pub mod chaos;
 pub mod cluster;
 pub mod daemon;
 pub mod faultfs;
+pub mod figures;
 pub mod http;
 pub mod linearizability;
 pub mod manifest;

@@ -325,13 +325,13 @@ impl Fleet {
     /// What is not as it should be by then.
     pub fn wait_healthy(&mut self, patience: Duration) -> Result<Duration> {
         self.wait_status(patience, |status| {
-            let lacking: Vec<String> = LACKING
-                .iter()
-                .filter_map(|key| {
-                    let count = status.get(key).and_then(Value::as_u64).unwrap_or(0);
-                    (count > 0).then(|| format!("{key} {count}"))
-                })
-                .collect();
+            let mut lacking = Vec::new();
+            for key in LACKING {
+                let count = status[key].as_u64().with_context(|| format!("the status has no {key}"))?;
+                if count > 0 {
+                    lacking.push(format!("{key} {count}"));
+                }
+            }
             ensure!(lacking.is_empty(), "{}", lacking.join(", "));
             Ok(())
         })
@@ -376,7 +376,7 @@ impl Fleet {
 }
 
 /// What a status says of chunks that lack something.
-const LACKING: [&str; 5] = ["missing_replicas", "under_replicated", "chunks_degraded", "chunks_unavailable", "syncing"];
+const LACKING: [&str; 3] = ["under_replicated_chunks", "unavailable_chunks", "syncing_chunks"];
 
 impl Drop for Fleet {
     fn drop(&mut self) {

@@ -41,6 +41,8 @@ pub struct Entry {
     pub oracle: oracle::File,
     /// Nobody knows what its last operation did: it is left alone until it is settled.
     pub is_frozen: bool,
+    /// Losses of all power that its oracle knows of.
+    cuts: u64,
     /// What was done to it last, to be told with what is wrong.
     pub past: VecDeque<String>,
     /// Cells that it may have at most.
@@ -82,6 +84,8 @@ pub struct Load {
     stop: AtomicBool,
     pause: AtomicBool,
     idle: AtomicUsize,
+    /// Losses of all power.
+    cuts: AtomicU64,
     seed: u64,
     threads: usize,
 }
@@ -97,6 +101,7 @@ impl Load {
             stop: AtomicBool::new(false),
             pause: AtomicBool::new(false),
             idle: AtomicUsize::new(0),
+            cuts: AtomicU64::new(0),
             seed,
             threads,
         })
@@ -144,6 +149,23 @@ impl Load {
     /// Lets the threads go on.
     pub fn resume(&self) {
         self.pause.store(false, Ordering::SeqCst);
+    }
+
+    /// Notes that all chunk servers lost their power. To be called before they are there again.
+    pub fn power_lost(&self) {
+        self.cuts.fetch_add(1, Ordering::SeqCst);
+        // One that is locked waits for a call: its thread catches up when that is over.
+        self.files().iter().filter_map(|file| file.try_lock()).for_each(|mut entry| self.catch_up(&mut entry));
+    }
+
+    /// Lets a file's oracle know of losses of power since.
+    pub fn catch_up(&self, entry: &mut Entry) {
+        let cuts = self.cuts.load(Ordering::SeqCst);
+        while entry.cuts < cuts {
+            entry.note(self.mounts.report.now(), 0, "ALL POWER LOST");
+            entry.oracle.power_lost();
+            entry.cuts += 1;
+        }
     }
 
     /// Returns all files, in order.
@@ -239,6 +261,20 @@ impl Hand {
         }
     }
 
+    /// Makes a call about a file.
+    fn on(
+        &mut self,
+        entry: &mut Entry,
+        mount: usize,
+        life: u64,
+        kind: &'static str,
+        call: Call,
+    ) -> Result<Answer, Trouble> {
+        let answer = self.call(mount, life, kind, call);
+        self.load.catch_up(entry);
+        answer
+    }
+
     /// Makes a call that must not fail.
     fn call(&mut self, mount: usize, life: u64, kind: &'static str, call: Call) -> Result<Answer, Trouble> {
         match self.hands.call(mount, life, kind, &call)? {
@@ -258,7 +294,7 @@ impl Hand {
     fn open(&mut self, mount: usize, life: u64, entry: &mut Entry, write: bool, flags: i32) -> Result<u32, Trouble> {
         self.note(entry, mount, &format!("open write={write} flags={flags:#x}"));
         let path = self.load.path(mount, entry.name().expect("asked before"));
-        match self.call(mount, life, "open", Call::Open { path, write, flags })? {
+        match self.on(entry, mount, life, "open", Call::Open { path, write, flags })? {
             Answer::Handle(handle) => Ok(handle),
             _ => Err(Trouble::Failed),
         }
@@ -280,6 +316,7 @@ impl Hand {
             named: Instant::now(),
             oracle: oracle::File::default(),
             is_frozen: false,
+            cuts: self.load.cuts.load(Ordering::SeqCst),
             past: VecDeque::new(),
             cells_max,
             base,
@@ -329,15 +366,17 @@ impl Hand {
         for _ in 0..self.random.between(1, 6) {
             match self.random.below(10) {
                 0..=4 => self.write(mount, life, entry, handle, append)?,
+                // The kernel may have put what was appended where it thought the end was, until the next open.
+                5 | 6 if append => {}
                 5 | 6 => {
                     let (first, count) = self.some_range(entry);
                     let call = Call::Read { handle, file: entry.id, first, count };
-                    let answer = self.call(mount, life, "read own", call)?;
+                    let answer = self.on(entry, mount, life, "read own", call)?;
                     self.judge(entry, &answer, (first, count), true, mount);
                 }
                 7 | 8 => {
                     self.note(entry, mount, "fsync");
-                    self.call(mount, life, "fsync", Call::Sync { handle })?;
+                    self.on(entry, mount, life, "fsync", Call::Sync { handle })?;
                     entry.oracle.synced();
                 }
                 _ => {
@@ -348,12 +387,12 @@ impl Hand {
                     }
                     self.note(entry, mount, &format!("truncate to cell {}", size / CELL));
                     entry.oracle.truncate(size);
-                    self.call(mount, life, "truncate", Call::Truncate { handle, size })?;
+                    self.on(entry, mount, life, "truncate", Call::Truncate { handle, size })?;
                 }
             }
         }
         self.note(entry, mount, "close");
-        self.call(mount, life, "close", Call::Close { handle })?;
+        self.on(entry, mount, life, "close", Call::Close { handle })?;
         self.note(entry, mount, "closed");
         entry.oracle.closed();
         Ok(())
@@ -380,7 +419,7 @@ impl Hand {
         self.note(entry, mount, &format!("write {number}: cells {first}+{count} append={append}"));
         entry.oracle.write(first, count, number);
         let call = Call::Write { handle, writer: self.number, file: entry.id, first, count, number, append };
-        self.call(mount, life, if append { "append" } else { "write" }, call).map(drop)
+        self.on(entry, mount, life, if append { "append" } else { "write" }, call).map(drop)
     }
 
     fn some_range(&mut self, entry: &Entry) -> (u32, u32) {
@@ -393,7 +432,7 @@ impl Hand {
     fn verify(&mut self, mount: usize, life: u64, entry: &mut Entry) -> Result<(), Trouble> {
         let flags = if self.random.chance(30) { libc::O_DIRECT } else { 0 };
         let handle = self.open(mount, life, entry, false, flags)?;
-        let answer = self.call(mount, life, "stat", Call::Size { handle })?;
+        let answer = self.on(entry, mount, life, "stat", Call::Size { handle })?;
         if let Answer::Size(size) = answer
             && let Err(mismatch) = entry.oracle.check_size(size)
         {
@@ -406,10 +445,10 @@ impl Hand {
             ranges.extend((0..2).map(|_| *self.random.pick(&written)));
         }
         for (first, count) in ranges {
-            let answer = self.call(mount, life, "read", Call::Read { handle, file: entry.id, first, count })?;
+            let answer = self.on(entry, mount, life, "read", Call::Read { handle, file: entry.id, first, count })?;
             self.judge(entry, &answer, (first, count), false, mount);
         }
-        self.call(mount, life, "close", Call::Close { handle }).map(drop)
+        self.on(entry, mount, life, "close", Call::Close { handle }).map(drop)
     }
 
     fn judge(&self, entry: &Entry, answer: &Answer, range: (u32, u32), own: bool, mount: usize) {
@@ -426,7 +465,7 @@ impl Hand {
         entry.names = vec![Some(old.clone()), Some(new.clone())];
         let call = Call::Rename { from: self.load.path(mount, &old), to: self.load.path(mount, &new) };
         self.note(entry, mount, &format!("rename to {new}"));
-        self.call(mount, life, "rename", call)?;
+        self.on(entry, mount, life, "rename", call)?;
         (entry.names, entry.named) = (vec![Some(new)], Instant::now());
         Ok(())
     }

@@ -158,12 +158,15 @@ impl Registers {
                 life = now;
             }
             let Some(life) = life else { continue };
-            // What was lost is in the history, with no end.
-            let _ = if random.chance(20) {
+            let done = if random.chance(20) {
                 self.name(&mut hands, mount, life, &mut random)
             } else {
                 self.block(&mut hands, mount, life, &mut random, &mut handles)
             };
+            // What was lost is in the history, with no end.
+            if done.is_err() {
+                handles.clear();
+            }
         }
     }
 

@@ -262,10 +262,10 @@ impl Thrasher {
                 Ok(())
             }
             Fault::PowerCutAll => self.cut_all_power(seed),
-            Fault::FlipChunks(index, count) => self.flip(*index, "data/*chunks/*", *count, seed),
+            Fault::FlipChunks(index, count) => self.flip(*index, "data/replicas/*", *count, seed),
             Fault::FlipJournal(index) => {
                 self.kill(Role::Chunk(*index))?;
-                self.flip(*index, "data/*journal*", 1, seed)
+                self.flip(*index, "data/journal/*", 1, seed)
             }
             Fault::DeleteChunk(index) => self.delete_chunk(*index, seed),
             Fault::Wipe(index) => {
@@ -314,10 +314,7 @@ impl Thrasher {
             self.say(&format!("chunk server {index} lost {lost} (bytes, names)"));
         }
         self.registers.power_lost(began, Instant::now());
-        for file in self.load.files() {
-            // A thread that waits for a call holds the lock: its file is noted as soon as the call is over.
-            file.lock().oracle.power_lost();
-        }
+        self.load.power_lost();
         indices.into_iter().try_for_each(|index| self.start(Role::Chunk(index)))
     }
 
@@ -337,7 +334,7 @@ impl Thrasher {
                 let path = entry.path();
                 if path.is_dir() {
                     directories.push(path);
-                } else if path.to_string_lossy().contains("chunks/") {
+                } else if path.to_string_lossy().contains("replicas/") {
                     files.push(path);
                 }
             }

@@ -35,6 +35,7 @@ pub fn look(load: &Load, hands: &mut Hands, mount: usize, all: bool, after_cut: 
     let mut looked = Looked::default();
     for file in load.files() {
         let mut entry = file.lock();
+        load.catch_up(&mut entry);
         if !all && !entry.is_frozen && entry.oracle.is_certain() && entry.name().is_some() {
             continue;
         }
