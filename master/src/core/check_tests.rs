@@ -24,7 +24,7 @@ fn whole() -> BTreeMap<Bytes, (Key, Record)> {
     for inode in [root, directory, file, small, inode(5, Kind::File, 0)] {
         put(Key::Inode(inode.id), Record::Inode(Arc::new(inode)));
     }
-    put(Key::Inline(InodeId(4)), Record::Inline(Inline { content: Bytes::from_static(b"hello"), seq: Seq(1) }.into()));
+    put(Key::Inline(InodeId(4)), Record::Inline(Inline { content: Bytes::from_static(b"hello"), seq: Seq(1) }));
     let names = [(1, "dir", 2, Kind::Directory), (2, "file", 3, Kind::File), (1, "link", 3, Kind::File)];
     for (cookie, (parent, name, id, kind)) in names.into_iter().chain([(1, "small", 4, Kind::File)]).enumerate() {
         let (parent, name, inode) = (InodeId(parent), Name::new(name.as_bytes().to_vec()).unwrap(), InodeId(id));

@@ -114,11 +114,8 @@ impl Load {
 
     /// Forgets one that was noted.
     pub fn forget(&mut self, primary: NodeId, target: NodeId) {
-        for count in [self.leading.get_mut(&primary), self.filling.get_mut(&target), Some(&mut self.total)] {
-            if let Some(count) = count {
-                *count = count.saturating_sub(1);
-            }
-        }
+        let counts = [self.leading.get_mut(&primary), self.filling.get_mut(&target), Some(&mut self.total)];
+        counts.into_iter().flatten().for_each(|count| *count = count.saturating_sub(1));
     }
 
     /// Returns whether `primary` may fill one more replica.

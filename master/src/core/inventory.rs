@@ -349,7 +349,7 @@ mod tests {
         assert_eq!(inventory.held(ONE, ChunkId(2)), Some((None, MonoMs(5))));
         assert!(inventory.take(&page(0, &[1], false), MonoMs(7)));
         assert!(!inventory.take(&page(2, &[4], true), MonoMs(7)), "a page is missing");
-        assert!(inventory.take(&page(0, &[1, 1], true), MonoMs(7)) == false, "not rising");
+        assert!(!inventory.take(&page(0, &[1, 1], true), MonoMs(7)), "not rising");
         let other_run = Page { boot: BootSession(8), ..page(1, &[2], true) };
         assert!(inventory.take(&page(0, &[1], false), MonoMs(7)));
         assert!(!inventory.take(&other_run, MonoMs(7)));

@@ -127,7 +127,7 @@ fn purpose(chunk: ChunkId, kind: OrderKind, node: NodeId) -> Purpose {
         OrderKind::Discard { .. } => node,
         // A deep one is not the same as one that only compares.
         OrderKind::Scrub { deep } => NodeId(u32::from(deep)),
-        OrderKind::HandOver => NodeId(0),
+        OrderKind::HandOver => node,
     };
     (chunk, Duty::of(kind), whom)
 }
@@ -256,7 +256,8 @@ impl Orders {
             let is_asked_for = facts.filter(|facts| facts.chunk == chunk).is_some_and(|facts| match order.kind {
                 OrderKind::Fill { node } => facts.primary == order.node && facts.names(node),
                 OrderKind::Scrub { .. } => facts.primary == order.node,
-                OrderKind::HandOver => facts.names(order.node),
+                // Its server has left when it is done, and then says so.
+                OrderKind::HandOver => true,
                 OrderKind::Discard { .. } => facts.stale.contains(&order.node),
             });
             if !is_asked_for {
@@ -424,7 +425,7 @@ mod tests {
         check_revised(Some("5: 1* 2 4"), &[Fill, Scrub, HandOver]);
         check_revised(Some("5: 1* 2 -4"), &[Scrub, HandOver]);
         check_revised(Some("5: 2* 1 +4"), &[HandOver]);
-        check_revised(Some("5: 2* -1"), &[Discard]);
+        check_revised(Some("5: 2* -1"), &[HandOver, Discard]);
         check_revised(Some("6: 1* 2 +4"), &[]);
         check_revised(None, &[]);
     }
