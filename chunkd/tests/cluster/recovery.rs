@@ -1,6 +1,5 @@
 //! What is left after servers died, files vanished, and bits flipped.
 
-use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use dfs_proto::replica_set::OrderKind;
@@ -122,7 +121,10 @@ fn a_flipped_bit_in_data_or_table_is_repaired_on_read_and_on_partial_write() {
     assert_eq!(chunk.read(0, 8 * UNIT), model);
     let metrics = cluster.metrics(0);
     assert!(metrics.contains("dfs_chunkd_corrupt_units_total 1"), "{metrics}");
-    assert!(metrics.contains("dfs_chunkd_repaired_units_total 1"), "the other one was missing from the table: {metrics}");
+    assert!(
+        metrics.contains("dfs_chunkd_repaired_units_total 1"),
+        "the other one was missing from the table: {metrics}"
+    );
 
     chunk.barrier().unwrap();
     flip(&cluster.replica_path(0, 4), DATA_OFFSET + 6 * u64::from(UNIT));
@@ -134,15 +136,17 @@ fn a_flipped_bit_in_data_or_table_is_repaired_on_read_and_on_partial_write() {
 
 #[test]
 fn a_unit_that_is_damaged_everywhere_is_an_error_and_its_neighbours_are_not() {
-    let cluster = Cluster::start();
-    let chunk = cluster.chunk(5);
+    let mut cluster = Cluster::start();
     let model = pattern(1, 4 * UNIT as usize);
-    chunk.write(0, &model, 1);
-    chunk.barrier().unwrap();
+    cluster.chunk(5).write(0, &model, 1);
+    cluster.committed(5);
+    // What is in the journal is not in the file yet.
+    (0..3).for_each(|at| cluster.stop(at));
     for at in 0..3 {
-        let file = std::fs::OpenOptions::new().write(true).open(cluster.replica_path(at, 5)).unwrap();
-        file.write_all_at(b"rot", DATA_OFFSET + u64::from(UNIT)).unwrap();
+        flip(&cluster.replica_path(at, 5), DATA_OFFSET + u64::from(UNIT));
+        cluster.restart(at);
     }
+    let chunk = cluster.chunk(5);
     let read = chunk.try_read(0, 4 * UNIT);
     assert!(matches!(read, Err(FsError::Corrupt(_))), "{:?}", read.map(|_| ()));
     assert_eq!(chunk.read(0, UNIT), model[..UNIT as usize]);

@@ -108,7 +108,10 @@ fn a_member_that_was_filled_under_writes_has_everything() {
     cluster.stop(1);
     cluster.chunk(1).set(|record| record.take_over(3));
     writer.check(&cluster.chunk(1));
-    assert_eq!(cluster.chunk(1).read(UNITS * UNIT, UNIT), pattern(3, 1 << 20)[(UNITS * UNIT) as usize..][..UNIT as usize]);
+    assert_eq!(
+        cluster.chunk(1).read(UNITS * UNIT, UNIT),
+        pattern(3, 1 << 20)[(UNITS * UNIT) as usize..][..UNIT as usize]
+    );
 }
 
 #[test]
@@ -121,7 +124,8 @@ fn a_budget_bounds_how_fast_a_member_is_filled() {
     let chunk = cluster.chunk(1);
     chunk.write(0, &pattern(3, 1 << 20), 1);
     chunk.set(|record| record.remove(3));
-    let deletion = Order { id: 0, chunk: ChunkId(1), kind: OrderKind::Discard { below: Version(2) }, grant: Bytes::new() };
+    let deletion =
+        Order { id: 0, chunk: ChunkId(1), kind: OrderKind::Discard { below: Version(2) }, grant: Bytes::new() };
     let id = cluster.master.state.lock().unwrap().order_to(3, deletion);
     cluster.wait_outcome(id).unwrap();
     // The first copy uses up what the pause has left, the second one waits.
@@ -281,7 +285,9 @@ fn servers_tell_the_master_all_replicas_they_have() {
         cluster.restart(at);
     }
     let expected = (1..=5).map(|chunk| (chunk, (chunk, 1))).collect();
-    wait_until("the inventory", || cluster.master.state.lock().unwrap().nodes.values().all(|node| node.held == expected));
+    wait_until("the inventory", || {
+        cluster.master.state.lock().unwrap().nodes.values().all(|node| node.held == expected)
+    });
 }
 
 #[test]
