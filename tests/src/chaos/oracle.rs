@@ -168,10 +168,9 @@ impl File {
         self.size.lose_mount();
     }
 
-    /// Notes that all chunk servers lost their power at the same time.
+    /// Notes that all chunk servers lost their power at the same time. The size is the master's.
     pub fn power_lost(&mut self) {
         self.cells.values_mut().for_each(Register::lose_power);
-        self.size.lose_power();
     }
 
     /// Checks what the writer reads through its own mount.
