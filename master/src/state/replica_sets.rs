@@ -181,10 +181,9 @@ impl MasterState {
                 continue;
             };
             if !is_usable(chunk, |node| self.standing(node)) {
-                match self.make_usable(Home { inode: inode.id, index: *index }) {
-                    Ok(Some(usable)) => *chunk = usable,
-                    // The old location is told, and the mount asks again.
-                    Ok(None) | Err(_) => {}
+                // If nothing can be done now the old location is told, and the mount asks again.
+                if let Ok(Some(usable)) = self.make_usable(Home { inode: inode.id, index: *index }) {
+                    *chunk = usable;
                 }
             }
             answer.boots.push(self.boot_to_grant(chunk));

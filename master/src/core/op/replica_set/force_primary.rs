@@ -24,8 +24,8 @@ pub fn force_primary(view: &View<'_>, home: Home, node: NodeId) -> Result<(Outco
         return Err(FsError::Invalid("this server holds no replica of the chunk").into());
     }
     let present = view.cluster.standing(set.primary);
-    let may_serve = !present.is_lease_over && !(present.taints(&set) && present.are_former_leases_over);
-    if set.primary != node && may_serve {
+    let has_stopped = present.is_lease_over || (present.taints(&set) && present.are_former_leases_over);
+    if set.primary != node && !has_stopped {
         return Err(FsError::TryAgain("the present primary may still serve").into());
     }
     let others: Vec<NodeId> = set.holders().filter(|holder| *holder != node).collect();
