@@ -74,12 +74,13 @@ impl Checks {
                 Seen::VersionKept { server, chunk, version } => self.version_kept(server, chunk, version),
                 Seen::Served { server, chunk, version, written, .. } => {
                     self.check_served(server, chunk, version);
-                    if let Some(units) = written {
-                        self.check_acknowledged(server, chunk, version, units, nodes);
+                    if let Some((units, seq)) = written {
+                        self.check_acknowledged(chunk, version, units, seq, nodes);
                     }
                 }
                 Seen::Deleted { server, chunk, version } => self.deleted(server, chunk, version),
                 Seen::DiskFailed { server } => self.robbed(context, server),
+                Seen::Stopped { .. } => {}
                 Seen::Wrong { rule, what } => self.violated(rule, what),
             }
         }
@@ -175,28 +176,23 @@ impl Checks {
 
     fn check_acknowledged(
         &mut self,
-        server: u32,
         chunk: ChunkId,
         version: Version,
         units: (u32, u32),
+        seq: u64,
         nodes: &[ChunkNode],
     ) {
         let Some((_, set)) = self.sets.get(&chunk) else { return };
         if set.version != version {
             return;
         }
-        let stamps = |at: u32| nodes.iter().find(|node| node.at == at).and_then(|node| node.store.peek(chunk));
-        let Some(own) = stamps(server) else { return };
         let members: Vec<u32> = set.in_sync.iter().filter_map(|node| self.server(*node)).collect();
         let has = |at: u32| {
-            // It had it, and has lost it since.
-            let is_robbed = !self.is_good(chunk, at);
-            is_robbed
-                || stamps(at).is_some_and(|table| {
-                    (units.0..units.1).all(|unit| {
-                        table.get(&unit).map(|state| state.stamp) >= own.get(&unit).map(|state| state.stamp)
-                    })
-                })
+            // It had it, and has lost it since; or what it has cannot be seen at the moment.
+            let Some(table) = nodes[at as usize - 1].store.peek(chunk).filter(|_| self.is_good(chunk, at)) else {
+                return true;
+            };
+            (units.0..units.1).all(|unit| table.get(&unit).is_some_and(|state| state.stamp.seq >= seq))
         };
         let with: Vec<u32> = members.iter().copied().filter(|at| has(*at)).collect();
         if with.len() < members.len() {
@@ -235,6 +231,12 @@ impl Checks {
         !self.tainted.contains(&(chunk, server)) && !self.sick.contains(&server)
     }
 
+    /// Returns whether a server has a copy that is in sync.
+    pub fn is_member(&self, chunk: ChunkId, server: u32) -> bool {
+        let set = self.sets.get(&chunk).map(|(_, set)| set);
+        set.is_some_and(|set| set.in_sync.iter().any(|node| self.servers.get(node) == Some(&server)))
+    }
+
     /// Returns the servers that have a good copy.
     pub fn good(&self, chunk: ChunkId) -> Vec<u32> {
         let Some((_, set)) = self.sets.get(&chunk) else { return Vec::new() };
@@ -256,10 +258,7 @@ impl Checks {
 
     /// One replica was damaged.
     pub fn rob(&mut self, context: &mut Context, chunk: ChunkId, server: u32) {
-        let Some((home, set)) = self.sets.get(&chunk) else { return };
-        if !set.in_sync.iter().any(|node| self.servers.get(node) == Some(&server)) {
-            return;
-        }
+        let Some((home, set)) = self.sets.get(&chunk).filter(|_| self.is_member(chunk, server)) else { return };
         let (home, version) = (*home, set.version);
         self.tainted.insert((chunk, server));
         if self.good(chunk).is_empty() || self.lost.contains_key(&chunk) {

@@ -14,8 +14,8 @@ use dfs_chunkd::core::message::{
 };
 use dfs_chunkd::core::replica::ReplicaCore;
 use dfs_proto::grant::GrantKey;
-use dfs_proto::replica_set::{Order, OrderKind, OrderOutcome, OrderReport};
-use dfs_proto::{BootSession, ChunkId, FsError, MonoMs, NodeId, SessionId};
+use dfs_proto::replica_set::{ChangeKind, ChangeRequest, Order, OrderKind, OrderOutcome, OrderReport};
+use dfs_proto::{BootSession, ChunkId, ClusterId, FsError, MonoMs, NodeId, SessionId};
 
 use super::context::{Context, Failure, Wake};
 use super::message::{Answer, Ask, Pulse, Question, Registered, Registration, Report, RpcId};
@@ -32,6 +32,8 @@ const PEER_TIMEOUT_MS: u64 = 5_000;
 const ORDER_TIMEOUT_MS: u64 = 60_000;
 /// The control plane's patience.
 const CONTROL_TIMEOUT_US: u64 = ms(2_000);
+/// The one cluster there is.
+const CLUSTER: ClusterId = ClusterId([9; 16]);
 /// Orders that are carried out at the same time.
 const ORDERS_MAX: usize = 4;
 
@@ -52,9 +54,13 @@ pub struct Habits {
 }
 
 enum Caller {
-    Remote { from: Place, rpc: RpcId },
+    Remote {
+        from: Place,
+        rpc: RpcId,
+    },
     Order(u64),
-    Nobody,
+    /// This server itself, whose disk has failed.
+    Leaving,
 }
 
 struct CallState {
@@ -71,9 +77,10 @@ struct CallState {
 }
 
 enum Purpose {
-    Register { sent: MonoMs },
+    Register,
     Pulse { sent: MonoMs, results: Vec<u64>, deleted: Vec<ChunkId> },
-    Report,
+    Report { damaged: BTreeSet<ChunkId> },
+    Leave { chunk: ChunkId },
     Change { chunk: ChunkId, call: CallId, tag: Tag },
     Peer { chunk: ChunkId, call: CallId, tag: Tag },
 }
@@ -91,7 +98,8 @@ struct Run {
     key: Option<GrantKey>,
     lease_until: MonoMs,
     is_registered: bool,
-    is_suspect: bool,
+    /// The master has heard of this run.
+    is_known: bool,
     cores: BTreeMap<ChunkId, ReplicaCore>,
     calls: BTreeMap<CallId, CallState>,
     rpcs: BTreeMap<RpcId, Purpose>,
@@ -104,7 +112,13 @@ struct Run {
     deleted: Vec<ChunkId>,
     fenced: BTreeSet<SessionId>,
     fence_seq: u64,
-    has_left: bool,
+    /// Replicas of a failed disk that have left their sets, and whether one is about to.
+    left: BTreeSet<ChunkId>,
+    is_leaving: bool,
+    gave_up: bool,
+    /// Replicas with damage that the master was not told of.
+    damaged: BTreeSet<ChunkId>,
+    ticks: u64,
 }
 
 /// A chunk server.
@@ -113,32 +127,39 @@ pub struct ChunkNode {
     pub place: Place,
     /// Its number, from 1.
     pub at: u32,
-    /// Its identity, kept on its disk.
-    pub server: [u8; 16],
     /// Its replicas.
     pub store: NodeStore,
     habits: Habits,
-    lives: u8,
     run: Option<Run>,
 }
 
 impl ChunkNode {
     /// Returns a server that was not started yet.
     pub fn new(at: u32, store: NodeStore, habits: Habits) -> Self {
-        Self { place: Place::Chunk(at), at, server: [at as u8; 16], store, habits, lives: 0, run: None }
+        Self { place: Place::Chunk(at), at, store, habits, run: None }
     }
 
     /// Begins a run.
-    pub fn start(&mut self, context: &mut Context) {
+    ///
+    /// # Errors
+    ///
+    /// Why it does not start; it is to be tried again.
+    pub fn start(&mut self, context: &mut Context) -> Result<(), String> {
         let boot = BootSession(context.rng.next());
-        let is_suspect = self.store.take_suspicion();
+        if let Err(reason) = self.store.start() {
+            let (now, place) = (context.now(), self.place);
+            context.trace.note(now, [15, u64::from(self.at)], || format!("{place} cannot start: {reason}"));
+            self.store.close();
+            return Err(reason);
+        }
+        let is_suspect = self.store.is_suspect();
         self.run = Some(Run {
             boot,
             node: None,
             key: None,
             lease_until: MonoMs(0),
             is_registered: false,
-            is_suspect,
+            is_known: false,
             cores: BTreeMap::new(),
             calls: BTreeMap::new(),
             rpcs: BTreeMap::new(),
@@ -151,7 +172,11 @@ impl ChunkNode {
             deleted: Vec::new(),
             fenced: BTreeSet::new(),
             fence_seq: 0,
-            has_left: false,
+            left: BTreeSet::new(),
+            is_leaving: false,
+            gave_up: false,
+            damaged: BTreeSet::new(),
+            ticks: 0,
         });
         context.start(self.place);
         let now = context.now();
@@ -168,19 +193,13 @@ impl ChunkNode {
             let delay = context.rng.below(within);
             context.wake_after(self.place, delay, Wake::Tick(tick));
         }
+        Ok(())
     }
 
     /// The process ends without warning.
     pub fn kill(&mut self) {
         self.run = None;
         self.store.close();
-    }
-
-    /// Its disk is replaced by an empty one, while it does not run: it is another server from then on.
-    pub fn wipe(&mut self) {
-        self.store.wipe();
-        self.lives += 1;
-        self.server[1] = 100 + self.lives;
     }
 
     /// Returns this server's id, as far as its process knows.
@@ -213,8 +232,14 @@ impl ChunkNode {
             Wake::Tick(TICK_PULSE) => self.pulse(context),
             Wake::Tick(TICK_REPORT) => self.report(context),
             Wake::Tick(TICK_FLUSH) => {
-                self.store.flush();
-                context.wake_after(self.place, ms(1_000), Wake::Tick(TICK_FLUSH));
+                let run = self.run();
+                run.ticks += 1;
+                let is_time = run.ticks.is_multiple_of(4);
+                self.store.tend(is_time);
+                context.wake_after(self.place, ms(250), Wake::Tick(TICK_FLUSH));
+                if !self.look_at_fuse(context) && is_time {
+                    self.leave_failed_disk(context);
+                }
             }
             Wake::Tick(_) => self.close_idle(context),
             Wake::Job(number) => self.job(context, number),
@@ -279,17 +304,8 @@ impl ChunkNode {
         };
         let words = super::message::request_words(&request);
         let sealed = Sealed { grant: Arc::new(grant), bytes };
-        let call = CallState {
-            chunk,
-            caller: Caller::Remote { from, rpc },
-            session,
-            is_client: true,
-            written,
-            deadline: MonoMs(0),
-            disk_at: context.now(),
-            expires: None,
-            words,
-        };
+        let remote = Caller::Remote { from, rpc };
+        let call = CallState { session, is_client: true, written, ..self.call(context, chunk, remote, words) };
         self.begin(context, call, OP_TIMEOUT_MS, Request::Client { grant: sealed, request });
         Ok(())
     }
@@ -315,36 +331,26 @@ impl ChunkNode {
             }
             self.ensure_core(chunk, &grant)?;
             sealed.grant = Arc::new(grant);
-        } else if !self.open_core(chunk) {
+        } else if !self.open_core(chunk)? {
             return Err(FsError::TryAgain("no such replica here: activate first"));
         }
         let words = super::message::peer_words(&request);
-        let call = CallState {
-            chunk,
-            caller: Caller::Remote { from, rpc },
-            session: SessionId(0),
-            is_client: false,
-            written: None,
-            deadline: MonoMs(0),
-            disk_at: context.now(),
-            expires: None,
-            words,
-        };
+        let call = self.call(context, chunk, Caller::Remote { from, rpc }, words);
         self.begin(context, call, PEER_TIMEOUT_MS, Request::Peer { node, boot, version, request, payload });
         Ok(())
     }
 
-    fn open_core(&mut self, chunk: ChunkId) -> bool {
+    fn open_core(&mut self, chunk: ChunkId) -> Result<bool, FsError> {
         if self.run().cores.contains_key(&chunk) {
-            return true;
+            return Ok(true);
         }
-        let Some(found) = self.store.open(chunk) else { return false };
+        let Some(found) = self.store.open(chunk)? else { return Ok(false) };
         self.insert_core(chunk, found);
-        true
+        Ok(true)
     }
 
     fn ensure_core(&mut self, chunk: ChunkId, grant: &dfs_proto::replica_set::Grant) -> Result<(), FsError> {
-        if !self.open_core(chunk) {
+        if !self.open_core(chunk)? {
             let found = self.store.create(grant)?;
             self.insert_core(chunk, found);
         }
@@ -355,6 +361,20 @@ impl ChunkNode {
         let Found { version, incomplete, chunk_size_log2, recovered } = found;
         let core = ReplicaCore::new(version, incomplete, chunk, chunk_size_log2, recovered);
         self.run().cores.insert(chunk, core);
+    }
+
+    fn call(&self, context: &Context, chunk: ChunkId, caller: Caller, words: String) -> CallState {
+        CallState {
+            chunk,
+            caller,
+            session: SessionId(0),
+            is_client: false,
+            written: None,
+            deadline: MonoMs(0),
+            disk_at: context.now(),
+            expires: None,
+            words,
+        }
     }
 
     fn begin(&mut self, context: &mut Context, mut call: CallState, timeout_ms: u64, request: Request) {
@@ -371,7 +391,7 @@ impl ChunkNode {
     /// Tells a core something and carries out what it wants.
     fn step(&mut self, context: &mut Context, chunk: ChunkId, input: Input) {
         let now = context.mono(self.place);
-        let disk_room = self.store.room();
+        let disk_room = self.store.space().1;
         let random = context.rng.next() | 1;
         let run = self.run.as_mut().expect("it runs");
         let core_context = CoreContext {
@@ -470,13 +490,18 @@ impl ChunkNode {
                 if let Err(error) = &result {
                     context.trace.say(now, || format!("{place} chunk {chunk}: disk says {error}"));
                 }
+                for mischief in self.store.disk.lock().take_mischief() {
+                    context.trace.say(now, || format!("{place} disk: {mischief:?}"));
+                }
                 if let (Some(version), Ok(_)) = (kept, &result) {
                     context.seen.push(Seen::VersionKept { server: self.at, chunk, version });
+                }
+                if self.look_at_fuse(context) {
+                    return;
                 }
                 let delay = context.rng.below(self.habits.disk_us.max(1));
                 let number = self.keep(Job::Done { chunk, call, tag, result });
                 context.wake_after(self.place, delay, Wake::Job(number));
-                self.look_at_disk(context);
             }
             Some(Job::Done { chunk, call, tag, result }) => {
                 self.step(context, chunk, Input::DiskDone { call, tag, result });
@@ -499,14 +524,17 @@ impl ChunkNode {
         };
         match state.caller {
             Caller::Remote { from, rpc } => {
-                if state.is_client && result.is_ok() {
+                if let (true, Ok(reply)) = (state.is_client, &result) {
                     let core = self.run().cores.get(&state.chunk);
                     let version = core.map(ReplicaCore::version).unwrap_or_default();
                     let seen = Seen::Served {
                         server: self.at,
                         chunk: state.chunk,
                         version,
-                        written: state.written,
+                        written: match (state.written, reply) {
+                            (Some(units), Reply::Written { seq }) => Some((units, *seq)),
+                            _ => None,
+                        },
                         session: state.session,
                     };
                     context.seen.push(seen);
@@ -527,7 +555,12 @@ impl ChunkNode {
                 };
                 self.order_done(context, id, report);
             }
-            Caller::Nobody => {}
+            Caller::Leaving => {
+                self.run().is_leaving = false;
+                if matches!(result, Ok(_) | Err(FsError::Stale(_))) {
+                    self.run().left.insert(state.chunk);
+                }
+            }
         }
     }
 
@@ -554,10 +587,8 @@ impl ChunkNode {
                 };
                 self.step(context, chunk, Input::MasterAnswered { call, tag, result });
             }
-            (Purpose::Register { sent }, Ok(Answer::Registered(Ok(registered)))) => {
-                self.registered(context, sent, &registered)
-            }
-            (Purpose::Register { .. }, _) => {
+            (Purpose::Register, Ok(Answer::Registered(Ok(registered)))) => self.registered(context, &registered),
+            (Purpose::Register, _) => {
                 context.wake_after(self.place, ms(300), Wake::Tick(TICK_PULSE));
             }
             (Purpose::Pulse { sent, results, deleted }, Ok(Answer::Pulsed(Some(pulsed)))) => {
@@ -570,8 +601,9 @@ impl ChunkNode {
                 run.fenced.extend(pulsed.fenced);
                 run.fence_seq = run.fence_seq.max(pulsed.fence_seq);
                 for chunk in pulsed.delete {
-                    self.delete(context, chunk);
-                    self.run().deleted.push(chunk);
+                    if self.delete(context, chunk).is_ok() {
+                        self.run().deleted.push(chunk);
+                    }
                 }
                 for order in pulsed.orders {
                     if self.run().orders_known.insert(order.id) {
@@ -588,7 +620,19 @@ impl ChunkNode {
                 context.wake_after(self.place, ms(100), Wake::Tick(TICK_PULSE));
             }
             (Purpose::Pulse { .. }, _) => context.wake_after(self.place, ms(1_000), Wake::Tick(TICK_PULSE)),
-            (Purpose::Report, _) => {
+            (Purpose::Leave { chunk }, result) => {
+                let run = self.run();
+                run.is_leaving = false;
+                if let Ok(Answer::Changed(changed)) = result
+                    && matches!(changed.result, Ok(()) | Err(FsError::Stale(_)))
+                {
+                    run.left.insert(chunk);
+                }
+            }
+            (Purpose::Report { damaged }, result) => {
+                if let Ok(Answer::Reported(true)) = result {
+                    self.run().damaged.retain(|chunk| !damaged.contains(chunk));
+                }
                 context.wake_after(self.place, ms(self.habits.report_ms), Wake::Tick(TICK_REPORT));
             }
         }
@@ -596,8 +640,20 @@ impl ChunkNode {
 
     // ------------------------------------------------------------ the control plane
 
-    fn registered(&mut self, context: &mut Context, _sent: MonoMs, registered: &Registered) {
+    fn registered(&mut self, context: &mut Context, registered: &Registered) {
+        if self.store.join(CLUSTER).is_err() {
+            return context.wake_after(self.place, ms(300), Wake::Tick(TICK_PULSE));
+        }
+        if !self.run().is_known && self.store.is_suspect() {
+            self.store.clear_suspect();
+        }
         let run = self.run();
+        run.is_known = true;
+        // They were those of a master that may be another one now.
+        run.orders.clear();
+        run.orders_known.clear();
+        run.orders_running.clear();
+        run.results.clear();
         run.node = Some(registered.node);
         run.key = Some(GrantKey::new(registered.key));
         run.boot = registered.boot;
@@ -607,7 +663,8 @@ impl ChunkNode {
 
     fn pulse(&mut self, context: &mut Context) {
         let sent = context.mono(self.place);
-        let (server, room, has_failed) = (self.server, self.store.room(), self.store.has_failed());
+        let (server, (capacity, free), has_failed) = (self.store.server(), self.store.space(), self.store.has_failed());
+        let is_suspect = self.store.is_suspect();
         let run = self.run();
         let (ask, purpose) = match run.node.filter(|_| run.is_registered) {
             Some(node) => {
@@ -625,12 +682,12 @@ impl ChunkNode {
                 let registration = Registration {
                     server,
                     boot: run.boot,
-                    is_suspect: run.is_suspect,
-                    capacity: 1 << 40,
-                    free: room,
+                    is_suspect: is_suspect && !run.is_known,
+                    capacity,
+                    free,
                     has_failed,
                 };
-                (Ask::Register(registration), Purpose::Register { sent })
+                (Ask::Register(registration), Purpose::Register)
             }
         };
         let rpc = context.ask(self.place, Place::Master, CONTROL_TIMEOUT_US, ask);
@@ -638,19 +695,35 @@ impl ChunkNode {
     }
 
     fn report(&mut self, context: &mut Context) {
-        let (held, room, has_failed) = (self.store.held(), self.store.room(), self.store.has_failed());
+        let (held, (capacity, free), has_failed) = (self.store.held(), self.store.space(), self.store.has_failed());
+        let found = self.store.take_damaged();
         let run = self.run();
+        run.damaged.extend(found);
         let Some(node) = run.node.filter(|_| run.is_registered) else {
             context.wake_after(self.place, ms(1_000), Wake::Tick(TICK_REPORT));
             return;
         };
-        let report =
-            Report { node, boot: run.boot, capacity: 1 << 40, free: room, has_failed, held, damaged: Vec::new() };
+        let report = Report {
+            node,
+            boot: run.boot,
+            capacity,
+            free,
+            has_failed,
+            damaged: held.iter().filter(|(chunk, ..)| run.damaged.contains(chunk)).copied().collect(),
+            held,
+        };
+        let damaged = run.damaged.clone();
         let rpc = context.ask(self.place, Place::Master, CONTROL_TIMEOUT_US, Ask::Report(report));
-        self.run().rpcs.insert(rpc, Purpose::Report);
+        self.run().rpcs.insert(rpc, Purpose::Report { damaged });
     }
 
-    fn delete(&mut self, context: &mut Context, chunk: ChunkId) {
+    fn delete(&mut self, context: &mut Context, chunk: ChunkId) -> Result<(), FsError> {
+        self.note_deletion(context, chunk);
+        self.store.delete(chunk)
+    }
+
+    /// The replica is about to be deleted: whoever waits for it is told.
+    fn note_deletion(&mut self, context: &mut Context, chunk: ChunkId) {
         let version = self.store.held().iter().find(|held| held.0 == chunk).map(|held| held.2);
         if let Some(version) = version {
             context.seen.push(Seen::Deleted { server: self.at, chunk, version });
@@ -659,12 +732,11 @@ impl ChunkNode {
                 format!("{place} deletes its replica of chunk {chunk}, version {version}")
             });
         }
-        self.store.delete(chunk);
         let run = self.run();
         run.cores.remove(&chunk);
         let gone: Vec<CallId> = run.calls.iter().filter(|(_, call)| call.chunk == chunk).map(|(id, _)| *id).collect();
         for call in gone {
-            self.reply(context, call, Err(FsError::Stale("the chunk was deleted")));
+            self.reply(context, call, Err(FsError::Stale("the replica was deleted")));
         }
     }
 
@@ -682,9 +754,12 @@ impl ChunkNode {
         let chunk = order.chunk;
         let request = match order.kind {
             OrderKind::Discard { below } => {
-                let held = self.store.held().into_iter().find(|held| held.0 == chunk);
-                if held.is_some_and(|(_, _, version)| version < below) {
-                    self.delete(context, chunk);
+                if self.open_core(chunk)? {
+                    if self.run().cores[&chunk].version() >= below {
+                        return Err(FsError::Stale("the replica is not that old"));
+                    }
+                    self.note_deletion(context, chunk);
+                    self.store.discard(chunk)?;
                 }
                 self.order_done(context, order.id, Ok(OrderReport::default()));
                 return Ok(());
@@ -701,17 +776,7 @@ impl ChunkNode {
         admission::check_primary(&grant, chunk, grant.version, node, boot)?;
         self.ensure_core(chunk, &grant)?;
         let sealed = Sealed { grant: Arc::new(grant), bytes: order.grant.clone() };
-        let call = CallState {
-            chunk,
-            caller: Caller::Order(order.id),
-            session: SessionId(0),
-            is_client: false,
-            written: None,
-            deadline: MonoMs(0),
-            disk_at: context.now(),
-            expires: None,
-            words: format!("{:?}", order.kind),
-        };
+        let call = self.call(context, chunk, Caller::Order(order.id), format!("{:?}", order.kind));
         self.begin(context, call, ORDER_TIMEOUT_MS, Request::Order { grant: sealed, order: request });
         Ok(())
     }
@@ -720,41 +785,59 @@ impl ChunkNode {
         let (now, place) = (context.now(), self.place);
         context.trace.say(now, || format!("{place} order {id}: {result:?}"));
         let run = self.run();
-        run.orders_running.remove(&id);
+        if !run.orders_running.remove(&id) {
+            // Of an earlier registration.
+            return;
+        }
         run.results.push(OrderOutcome { id, result });
         self.begin_orders(context);
     }
 
     // ------------------------------------------------------------ duties
 
-    /// A disk that failed is left by all its replicas.
-    fn look_at_disk(&mut self, context: &mut Context) {
-        if !self.store.has_failed() || self.run().has_left {
+    /// A disk that failed is left by all its replicas, one after the other.
+    fn leave_failed_disk(&mut self, context: &mut Context) {
+        if !self.store.has_failed() {
             return;
         }
-        self.run().has_left = true;
-        context.seen.push(Seen::DiskFailed { server: self.at });
-        let (now, place) = (context.now(), self.place);
-        context.trace.note(now, [13, u64::from(self.at)], || format!("{place} gives up its disk"));
-        let mut chunks: BTreeSet<ChunkId> = self.store.held().into_iter().map(|held| held.0).collect();
-        chunks.extend(self.run().cores.keys());
-        for chunk in chunks {
-            if !self.open_core(chunk) {
+        if !std::mem::replace(&mut self.run().gave_up, true) {
+            context.seen.push(Seen::DiskFailed { server: self.at });
+            let (now, place) = (context.now(), self.place);
+            context.trace.note(now, [13, u64::from(self.at)], || format!("{place} gives up its disk"));
+        }
+        if self.run().is_leaving || context.mono(self.place) >= self.run().lease_until {
+            return;
+        }
+        for (chunk, note) in self.store.stranded() {
+            if self.run().left.contains(&chunk) {
                 continue;
             }
-            let call = CallState {
-                chunk,
-                caller: Caller::Nobody,
-                session: SessionId(0),
-                is_client: false,
-                written: None,
-                deadline: MonoMs(0),
-                disk_at: now,
-                expires: None,
-                words: "leave".into(),
-            };
-            self.begin(context, call, OP_TIMEOUT_MS, Request::Leave { reason: "its disk has failed".into() });
+            let reason = "its disk has failed".to_owned();
+            if self.run().cores.contains_key(&chunk) {
+                self.run().is_leaving = true;
+                let call = self.call(context, chunk, Caller::Leaving, "leave".into());
+                return self.begin(context, call, OP_TIMEOUT_MS, Request::Leave { reason });
+            }
+            if let Some((home, version)) = note {
+                let run = self.run();
+                run.is_leaving = true;
+                let (node, boot) = (run.node.unwrap_or_default(), run.boot);
+                let change = ChangeRequest { node, boot, chunk, home, version, kind: ChangeKind::Leave, reason };
+                let rpc = context.ask(self.place, Place::Master, ms(4_000), Ask::Change(change));
+                self.run().rpcs.insert(rpc, Purpose::Leave { chunk });
+                return;
+            }
+            self.run().left.insert(chunk);
         }
+    }
+
+    /// Returns whether the host has stopped in the middle of what it did.
+    fn look_at_fuse(&self, context: &mut Context) -> bool {
+        let is_burnt = self.store.disk.lock().is_burnt();
+        if is_burnt {
+            context.seen.push(Seen::Stopped { server: self.at });
+        }
+        is_burnt
     }
 
     /// Replicas that nobody uses may be closed at any time.
@@ -776,6 +859,7 @@ impl ChunkNode {
                 let (now, place) = (context.now(), self.place);
                 context.trace.note(now, [14, u64::from(self.at), chunk.0], || format!("{place} closes chunk {chunk}"));
                 self.run().cores.remove(&chunk);
+                self.store.close_replica(chunk);
             }
         }
     }

@@ -104,6 +104,9 @@ pub struct Disk {
     mischief: Vec<Mischief>,
     /// Writes and syncs so far.
     operations: u64,
+    /// After so many more of them the host stops in the middle of whatever it is doing.
+    fuse: Option<u64>,
+    is_burnt: bool,
     rng: Random,
 }
 
@@ -131,6 +134,8 @@ impl Disk {
             next_file: 1,
             mischief: Vec::new(),
             operations: 0,
+            fuse: None,
+            is_burnt: false,
             rng,
         }
     }
@@ -149,6 +154,41 @@ impl Disk {
     pub fn used(&self) -> u64 {
         let own: u64 = self.files.values().map(File::room).sum();
         own + self.taken
+    }
+
+    /// Lets the host stop after `operations` more writes and syncs: the next one does not happen.
+    pub fn set_fuse(&mut self, operations: u64) {
+        self.fuse = Some(operations);
+    }
+
+    /// Returns whether the host has stopped.
+    pub fn is_burnt(&self) -> bool {
+        self.is_burnt
+    }
+
+    /// The process has ended: what it had open without a name is gone.
+    pub fn end_of_process(&mut self) {
+        self.fuse = None;
+        self.is_burnt = false;
+        self.mischief.clear();
+        self.drop_nameless();
+    }
+
+    /// Counts an operation that changes something.
+    fn operate(&mut self) -> std::io::Result<()> {
+        self.operations += 1;
+        match &mut self.fuse {
+            _ if self.is_burnt => Err(error(libc::EIO)),
+            Some(0) => {
+                self.is_burnt = true;
+                Err(error(libc::EIO))
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     // ------------------------------------------------------------ what the host does
@@ -231,7 +271,7 @@ impl Disk {
     }
 
     pub(super) fn write(&mut self, id: u64, data: &[u8], offset: u64) -> std::io::Result<()> {
-        self.operations += 1;
+        self.operate()?;
         let sickness = self.sickness;
         let (used, capacity) = (self.used(), self.capacity);
         let file = self.files.get_mut(&id).ok_or_else(|| error(libc::EBADF))?;
@@ -273,7 +313,7 @@ impl Disk {
     }
 
     pub(super) fn punch(&mut self, id: u64, offset: u64, length: u64) -> std::io::Result<()> {
-        self.operations += 1;
+        self.operate()?;
         let fails = self.rng.in_a_million(self.sickness.write_error_ppm);
         let file = self.files.get_mut(&id).ok_or_else(|| error(libc::EBADF))?;
         if fails {
@@ -285,7 +325,7 @@ impl Disk {
     }
 
     pub(super) fn sync(&mut self, id: u64) -> std::io::Result<()> {
-        self.operations += 1;
+        self.operate()?;
         let fails = self.rng.in_a_million(self.sickness.sync_error_ppm);
         let file = self.files.get_mut(&id).ok_or_else(|| error(libc::EBADF))?;
         if fails {
@@ -325,6 +365,7 @@ impl Disk {
     }
 
     pub(super) fn create(&mut self, path: &str) -> std::io::Result<u64> {
+        self.operate()?;
         if self.names.contains_key(path) {
             return Err(error(libc::EEXIST));
         }
@@ -343,12 +384,14 @@ impl Disk {
 
     pub(super) fn remove(&mut self, path: &str) -> std::io::Result<()> {
         self.open(path)?;
+        self.operate()?;
         self.change(path, NameChange::Removed(path.to_owned()));
         Ok(())
     }
 
     pub(super) fn rename(&mut self, from: &str, to: &str) -> std::io::Result<()> {
         let id = self.open(from)?;
+        self.operate()?;
         if let Some(file) = self.files.get_mut(&id) {
             to.clone_into(&mut file.path);
         }
@@ -366,11 +409,16 @@ impl Disk {
         if !self.directories.contains(directory) {
             return Err(error(libc::ENOENT));
         }
+        let prefix = if directory.is_empty() { String::new() } else { format!("{directory}/") };
         let below = |path: &str| {
-            (!path.is_empty() && parent(path) == directory).then(|| path.rsplit('/').next().unwrap_or(path).to_owned())
+            let rest = path.strip_prefix(&prefix)?;
+            (!rest.is_empty() && !rest.contains('/')).then(|| rest.to_owned())
         };
-        let files = self.names.keys().filter_map(|path| Some((below(path)?, false)));
-        let directories = self.directories.iter().filter_map(|path| Some((below(path)?, true)));
+        let is_near = |path: &&String| path.starts_with(&prefix);
+        let files = self.names.range(prefix.clone()..).map(|(path, _)| path).take_while(is_near);
+        let files = files.filter_map(|path| Some((below(path)?, false)));
+        let directories = self.directories.range(prefix.clone()..).take_while(is_near);
+        let directories = directories.filter_map(|path| Some((below(path)?, true)));
         Ok(files.chain(directories).collect())
     }
 
@@ -383,7 +431,7 @@ impl Disk {
     }
 
     pub(super) fn sync_directory(&mut self, directory: &str) -> std::io::Result<()> {
-        self.operations += 1;
+        self.operate()?;
         if self.rng.in_a_million(self.sickness.sync_error_ppm) {
             self.mischief.push(Mischief::Error { what: "sync of a directory", path: directory.to_owned() });
             return Err(error(libc::EIO));
@@ -414,8 +462,7 @@ fn apply(names: &mut BTreeMap<String, u64>, change: &NameChange) {
 impl File {
     fn room(&self) -> u64 {
         let reserved_pages = self.reserved.div_ceil(PAGE_BYTES as u64);
-        let beyond = self.pages.range(reserved_pages..).count() as u64;
-        (1 + reserved_pages + beyond) * PAGE_BYTES as u64
+        (1 + reserved_pages.max(self.pages.len() as u64)) * PAGE_BYTES as u64
     }
 
     fn grows_by(&self, offset: u64, length: usize) -> u64 {

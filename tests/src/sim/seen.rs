@@ -13,8 +13,8 @@ pub enum Seen {
         chunk: ChunkId,
         /// The version it went by.
         version: Version,
-        /// The units that were written, if any were.
-        written: Option<(u32, u32)>,
+        /// The units that were written, if any were, and the place of the write in the order.
+        written: Option<((u32, u32), u64)>,
         /// For which session.
         session: SessionId,
     },
@@ -40,6 +40,11 @@ pub enum Seen {
     SetsChanged,
     /// A disk was given up by its server.
     DiskFailed {
+        /// Which chunk server.
+        server: u32,
+    },
+    /// A host has stopped in the middle of what it did.
+    Stopped {
         /// Which chunk server.
         server: u32,
     },

@@ -8,20 +8,21 @@
 
 use std::collections::BTreeMap;
 
-use dfs_chunkd::core::message::{DiskAnswer, DiskJob};
 use dfs_proto::limits::UNIT_SIZE;
 use dfs_proto::{ChunkId, ChunkIndex};
 
 use super::checks::{Checks, Violation};
 use super::chunk_node::{ChunkNode, Habits};
 use super::client_node::{ClientNode, Mix};
-use super::context::{Context, Event};
+use super::context::{Context, Event, Failure};
+use super::disk::{Disk, Sickness};
 use super::faults::{Mode, Swarm};
 use super::files::{CHUNK_SIZE_LOG2, CHUNK_SLOTS, Purpose, chunk_span};
 use super::master_node::{MasterNode, Times};
 use super::network::{Network, Place};
 use super::scheduler::{HostClock, Time, ms, seconds};
-use super::store::NodeStore;
+use super::seen::Seen;
+use super::store::{NodeStore, begin_run};
 use super::strikes::Strikes;
 use super::trace::Trace;
 use crate::random::Random;
@@ -30,6 +31,8 @@ use crate::random::Random;
 pub const SERVERS: u32 = 5;
 /// Clients of a cluster.
 pub const CLIENTS: u32 = 3;
+/// Bytes of each disk; little of it is ever used.
+const DISK_BYTES: u64 = 1 << 33;
 /// Operations of all clients, at least.
 const OPERATIONS: u32 = 310;
 /// After faults are mended, operations end within this.
@@ -90,6 +93,7 @@ impl Simulation {
     /// Returns the cluster of `seed`, not yet started. It keeps its story in words if `keeps_words`.
     pub fn new(seed: u64, keeps_words: bool) -> Self {
         let mut rng = Random::new(seed);
+        begin_run(rng.next());
         let swarm = Swarm::draw(&mut rng);
         let network = Network::new(swarm.calm, rng.fork());
         let mut context = Context::new(network, Trace::new(keeps_words), rng.fork());
@@ -115,7 +119,10 @@ impl Simulation {
                 report_ms: rng.between(2_000, 8_000),
                 disk_us: *rng.pick(&[50, 300, 2_000]),
             };
-            servers.push(ChunkNode::new(at, NodeStore::new(rng.fork()), habits));
+            let mut disk = Disk::new(DISK_BYTES, rng.fork());
+            disk.sickness.writeback_ppm = swarm.writeback_ppm;
+            let pending_max = *rng.pick(&[64 << 10, 512 << 10, 32 << 20]);
+            servers.push(ChunkNode::new(at, NodeStore::new(disk, pending_max), habits));
         }
         let weight = |rng: &mut Random, most: u64| if rng.in_a_million(700_000) { rng.between(1, most) } else { 0 };
         let mix = Mix {
@@ -168,8 +175,8 @@ impl Simulation {
         let swarm = self.swarm.clone();
         self.context.trace.say(Time(0), || format!("seed {}: {swarm:?}", self.seed));
         self.master.start(&mut self.context);
-        for server in &mut self.servers {
-            server.start(&mut self.context);
+        for at in 1..=SERVERS {
+            self.start_server(at);
         }
         for client in &mut self.clients {
             client.start(&mut self.context);
@@ -180,6 +187,11 @@ impl Simulation {
             self.dispatch(event);
             if !self.context.seen.is_empty() {
                 let seen = std::mem::take(&mut self.context.seen);
+                for fact in &seen {
+                    if let Seen::Stopped { server } = fact {
+                        self.stopped(*server);
+                    }
+                }
                 let master = &self.master;
                 self.checks.take(seen, &mut self.context, &self.servers, || master.chunks());
             }
@@ -237,7 +249,7 @@ impl Simulation {
                 }
             }
             Event::Patience(rpc) => {
-                self.dispatch(Event::Answered(rpc, Err(super::context::Failure::TimedOut)));
+                self.dispatch(Event::Answered(rpc, Err(Failure::TimedOut)));
             }
             Event::Wake { place, run, what } => {
                 let Some(Event::Wake { what, .. }) =
@@ -424,29 +436,27 @@ impl Simulation {
             {
                 continue;
             }
-            let mut first: Option<(u32, Vec<_>, bytes::Bytes)> = None;
+            let mut first: Option<(u32, Vec<_>, Vec<u8>)> = None;
             for at in members {
-                let job = DiskJob::Read { first: 0, count: units };
-                match self.servers[at as usize - 1].store.perform(chunk, job) {
-                    Ok(DiskAnswer::Units(states, bytes)) => match &first {
+                match self.servers[at as usize - 1].store.inspect(chunk, units) {
+                    Ok((states, bytes)) => match &first {
                         None => first = Some((at, states, bytes)),
                         Some((other, theirs, content)) if *theirs != states || *content != bytes => {
                             let unit = theirs.iter().zip(&states).position(|(one, two)| one != two);
+                            let (one, two) = (unit.map(|unit| theirs[unit]), unit.map(|unit| states[unit]));
                             let what = format!(
-                                "chunk {chunk}: chunk{other} and chunk{at} are in sync and differ at unit {unit:?}: {:?} and {:?}",
-                                unit.map(|unit| theirs[unit]),
-                                unit.map(|unit| states[unit])
+                                "chunk {chunk}: chunk{other} and chunk{at} are in sync and differ at unit {unit:?}: {one:?} and {two:?}"
                             );
                             return self.checks.violated("R5", what);
                         }
                         Some(_) => {}
                     },
-                    other if self.swarm.mode == Mode::Atlas && self.is_written(chunk) => {
+                    Err(error) if self.swarm.mode == Mode::Atlas && self.is_written(chunk) => {
                         return self
                             .checks
-                            .violated("R5", format!("chunk {chunk}: chunk{at} is in sync and says {other:?}"));
+                            .violated("R5", format!("chunk {chunk}: chunk{at} is in sync and says: {error}"));
                     }
-                    _ => {}
+                    Err(_) => {}
                 }
             }
         }
@@ -490,13 +500,11 @@ impl Simulation {
         }
         for at in 1..=SERVERS {
             self.cure_disk(at);
-            let server = &self.servers[at as usize - 1];
-            if server.store.has_failed() && self.context.is_up(Place::Chunk(at)) {
+            if self.servers[at as usize - 1].store.has_failed() {
                 self.kill_server(at, false);
             }
-            if !self.context.is_up(Place::Chunk(at)) {
-                self.start_server(at);
-            }
+            self.start_server(at);
+            self.replace_broken_disk(at);
         }
         for at in 1..=CLIENTS {
             if !self.context.is_up(Place::Client(at)) {
@@ -527,18 +535,48 @@ impl Simulation {
         }
     }
 
+    /// Starts a chunk server that does not run; again later, if it does not come up.
     pub(super) fn start_server(&mut self, at: u32) {
         if self.context.is_up(Place::Chunk(at)) {
             return;
         }
         let server = &mut self.servers[at as usize - 1];
-        server.start(&mut self.context);
+        if server.start(&mut self.context).is_err() {
+            return self.start_server_later(at);
+        }
         let held: Vec<_> = server.store.held().into_iter().map(|(chunk, _, version)| (chunk, version)).collect();
         self.checks.found_at_start(at, &held);
     }
 
+    /// A disk does again what it should. What it has may be damaged all the same.
     pub(super) fn cure_disk(&mut self, at: u32) {
-        let _ = at;
-        self.checks.sick.remove(&at);
+        {
+            let mut disk = self.servers[at as usize - 1].store.disk.lock();
+            disk.sickness = Sickness { writeback_ppm: self.swarm.writeback_ppm, ..Sickness::default() };
+            disk.taken = 0;
+        }
+        if self.checks.sick.contains(&at) {
+            self.checks.robbed(&mut self.context, at);
+            self.checks.sick.remove(&at);
+        }
+    }
+
+    /// Puts a new disk in the place of one that cannot be used any more, if nothing is lost by that.
+    fn replace_broken_disk(&mut self, at: u32) {
+        let is_up = self.context.is_up(Place::Chunk(at));
+        let is_broken = !is_up || self.servers[at as usize - 1].store.has_failed();
+        if is_broken && (self.swarm.mode == Mode::Unlimited || self.checks.may_rob(&[at])) {
+            self.wipe_server(at);
+            self.start_server(at);
+        }
+    }
+
+    /// A chunk server comes back with an empty disk: it is another one for the master.
+    pub(super) fn wipe_server(&mut self, at: u32) {
+        self.kill_server(at, true);
+        let now = self.context.now();
+        self.context.trace.note(now, [42, u64::from(at)], || format!("chunk{at} has an empty disk"));
+        self.servers[at as usize - 1].store.wipe();
+        self.checks.wiped(at);
     }
 }

@@ -1,16 +1,50 @@
-//! The replicas of one simulated chunk server. A stand-in with the same promises as the real store.
+//! The replicas of one simulated chunk server: the real store, on a simulated disk.
+//!
+//! The disk belongs to the host and outlives the process; what is open of it does not.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use dfs_chunkd::core::message::{DiskAnswer, DiskJob, WriteKey};
+use dfs_chunkd::core::message::{DiskAnswer, DiskJob};
 use dfs_chunkd::core::replica::Recovered;
 use dfs_chunkd::core::unit::UnitState;
+use dfs_chunkd::store::StoreError;
+use dfs_chunkd::store::chunk_file::UnitRead;
+use dfs_chunkd::store::header::Header;
+use dfs_chunkd::store::options::StoreOptions;
+use dfs_chunkd::store::replica_store::{OpenReplica, ReplicaStore};
 use dfs_proto::limits::UNIT_SIZE;
 use dfs_proto::replica_set::{Grant, Home};
-use dfs_proto::{ChunkId, FsError, Version};
+use dfs_proto::{ChunkId, ClusterId, FsError, Version};
 
+use super::disk::Disk;
+use super::volume::SharedDisk;
 use crate::random::Random;
+
+thread_local! {
+    /// Where this run is with numbers that stores make for themselves.
+    static FRESH: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Begins a run: from now on stores in this thread make the numbers that follow from `seed`.
+pub fn begin_run(seed: u64) {
+    FRESH.set(seed);
+}
+
+fn fresh_number() -> u64 {
+    let at = FRESH.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+    FRESH.set(at);
+    Random::new(at).next() | 1
+}
+
+fn fresh_id() -> [u8; 16] {
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&fresh_number().to_le_bytes());
+    id[8..].copy_from_slice(&fresh_number().to_le_bytes());
+    id
+}
 
 /// What is found when a replica is opened.
 #[derive(Clone, Debug)]
@@ -25,197 +59,319 @@ pub struct Found {
     pub recovered: Recovered,
 }
 
-#[derive(Clone, Debug)]
-struct Replica {
-    home: Home,
-    version: Version,
-    incomplete: bool,
-    chunk_size_log2: u32,
-    units: BTreeMap<u32, (UnitState, Bytes)>,
-    stable: BTreeMap<u32, (UnitState, Bytes)>,
-    keys: Vec<WriteKey>,
-    stable_keys: Vec<WriteKey>,
-}
-
 /// The replicas of one server, on one disk.
 #[derive(Debug)]
 pub struct NodeStore {
-    replicas: BTreeMap<ChunkId, Replica>,
-    deleted: BTreeSet<ChunkId>,
-    is_suspect: bool,
-    rng: Random,
+    /// The disk.
+    pub disk: SharedDisk,
+    options: StoreOptions,
+    /// Counts the starts of the host.
+    boots: u64,
+    store: Option<ReplicaStore>,
+    open: BTreeMap<ChunkId, OpenReplica>,
+    damaged: BTreeSet<ChunkId>,
 }
 
 impl NodeStore {
-    /// Returns an empty store.
-    pub fn new(rng: Random) -> Self {
-        Self { replicas: BTreeMap::new(), deleted: BTreeSet::new(), is_suspect: false, rng }
+    /// Returns the store of a server that was never started.
+    pub fn new(disk: Disk, pending_max: u64) -> Self {
+        let options = StoreOptions {
+            reserve_max: 1 << 20,
+            segment_bytes: 256 << 10,
+            journal_max: 1 << 20,
+            pending_max,
+            is_scaled: false,
+            fresh_salt: fresh_number,
+            fresh_id,
+        };
+        Self {
+            disk: SharedDisk::new(disk),
+            options,
+            boots: 1,
+            store: None,
+            open: BTreeMap::new(),
+            damaged: BTreeSet::new(),
+        }
+    }
+
+    /// The process starts: takes the disk into use.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot.
+    pub fn start(&mut self) -> Result<(), String> {
+        let opened =
+            ReplicaStore::open_on(vec![Arc::new(self.disk.clone())], &format!("boot {}", self.boots), &self.options);
+        self.store = Some(opened.map_err(|error| error.to_string())?);
+        Ok(())
     }
 
     /// The process ends, and with it what it knew.
     pub fn close(&mut self) {
-        self.deleted.clear();
+        self.open.clear();
+        self.damaged.clear();
+        self.store = None;
+        self.disk.lock().end_of_process();
     }
 
-    /// Loses what was not synced.
+    /// The host loses power, after its process has ended.
     pub fn power_cut(&mut self) {
-        self.is_suspect = true;
-        for replica in self.replicas.values_mut() {
-            let units: BTreeSet<u32> = replica.units.keys().chain(replica.stable.keys()).copied().collect();
-            for unit in units {
-                if self.rng.in_a_million(500_000) {
-                    continue;
-                }
-                match replica.stable.get(&unit) {
-                    Some(stable) => replica.units.insert(unit, stable.clone()),
-                    None => replica.units.remove(&unit),
-                };
-            }
-            replica.stable = replica.units.clone();
-            replica.keys = replica.stable_keys.clone();
-        }
+        self.boots += 1;
+        self.disk.lock().power_cut();
     }
 
-    /// Replaces the disk by an empty one.
+    /// Replaces the disk by an empty one, while no process runs.
     pub fn wipe(&mut self) {
-        self.replicas.clear();
-        self.is_suspect = false;
+        self.disk.lock().wipe();
     }
 
-    /// Returns whether acknowledged writes may be missing; asked at a start.
-    pub fn take_suspicion(&mut self) -> bool {
-        std::mem::take(&mut self.is_suspect)
+    fn store(&self) -> &ReplicaStore {
+        self.store.as_ref().expect("the process runs")
+    }
+
+    /// Returns whether the store is in use.
+    pub fn is_open(&self) -> bool {
+        self.store.is_some()
+    }
+
+    /// Returns the server's id.
+    pub fn server(&self) -> [u8; 16] {
+        self.store().server()
+    }
+
+    /// Notes the cluster.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub fn join(&self, cluster: ClusterId) -> std::io::Result<()> {
+        self.store().join(cluster)
+    }
+
+    /// Returns whether acknowledged writes may be missing.
+    pub fn is_suspect(&self) -> bool {
+        self.store().is_suspect()
+    }
+
+    /// The master knows that.
+    pub fn clear_suspect(&self) {
+        self.store().clear_suspect();
     }
 
     /// Returns the replica of `chunk`.
-    pub fn open(&self, chunk: ChunkId) -> Option<Found> {
-        let replica = self.replicas.get(&chunk)?;
-        let highest_seq = replica.units.values().map(|(state, _)| state.stamp.seq).max().unwrap_or(0);
-        Some(Found {
-            version: replica.version,
-            incomplete: replica.incomplete,
-            chunk_size_log2: replica.chunk_size_log2,
-            recovered: Recovered { home: replica.home, keys: replica.keys.clone(), highest_seq },
-        })
+    ///
+    /// # Errors
+    ///
+    /// What callers are told.
+    pub fn open(&mut self, chunk: ChunkId) -> Result<Option<Found>, FsError> {
+        match self.store().open_replica(chunk).map_err(failure)? {
+            Some(opened) => Ok(Some(self.insert(opened))),
+            None => Ok(None),
+        }
+    }
+
+    fn insert(&mut self, opened: OpenReplica) -> Found {
+        let header = opened.header;
+        let recovered = Recovered {
+            home: header.home,
+            keys: opened.keys.clone(),
+            highest_seq: opened.file.table().iter().map(|(_, state)| state.stamp.seq).max().unwrap_or(0),
+        };
+        self.open.insert(header.chunk, opened);
+        Found {
+            version: header.version,
+            incomplete: header.incomplete,
+            chunk_size_log2: header.chunk_size_log2,
+            recovered,
+        }
     }
 
     /// Makes the replica that `grant` names.
     ///
     /// # Errors
     ///
-    /// `Stale` if it was deleted.
+    /// `Stale` if it was deleted; what callers are told.
     pub fn create(&mut self, grant: &Grant) -> Result<Found, FsError> {
-        if self.deleted.contains(&grant.chunk) {
+        if self.store().was_deleted(grant.chunk) {
             return Err(FsError::Stale("the chunk was deleted"));
         }
-        let replica = Replica {
-            home: grant.home,
+        let header = Header {
+            chunk: grant.chunk,
             version: grant.version,
-            incomplete: !grant.may_create,
+            home: grant.home,
             chunk_size_log2: grant.chunk_size_log2,
-            units: BTreeMap::new(),
-            stable: BTreeMap::new(),
-            keys: Vec::new(),
-            stable_keys: Vec::new(),
+            incomplete: !grant.may_create,
         };
-        self.replicas.insert(grant.chunk, replica);
-        Ok(self.open(grant.chunk).expect("just made"))
+        let made = self.store().create_replica(&header).map_err(failure)?;
+        Ok(self.insert(made))
     }
 
-    /// Deletes the replica of `chunk`.
-    pub fn delete(&mut self, chunk: ChunkId) {
-        self.deleted.insert(chunk);
-        self.replicas.remove(&chunk);
+    /// Closes a replica that nobody uses.
+    pub fn close_replica(&mut self, chunk: ChunkId) {
+        if let Some(opened) = self.open.remove(&chunk)
+            && opened.file.is_unsynced()
+        {
+            // A disk that fails is fenced by it.
+            let _ = opened.sync();
+        }
     }
 
-    /// Returns what each unit of a replica holds, as far as it was ever written.
+    /// Deletes the replica of `chunk`, which may not be made again.
+    ///
+    /// # Errors
+    ///
+    /// What the master is told.
+    pub fn delete(&mut self, chunk: ChunkId) -> Result<(), FsError> {
+        self.open.remove(&chunk);
+        self.store().delete(chunk).map_err(failure)
+    }
+
+    /// Deletes the replica of `chunk`, which may come back one day.
+    ///
+    /// # Errors
+    ///
+    /// What the master is told.
+    pub fn discard(&mut self, chunk: ChunkId) -> Result<(), FsError> {
+        self.open.remove(&chunk);
+        self.store().discard(chunk).map_err(failure)
+    }
+
+    /// Returns what each unit of an open replica holds, as far as it was ever written.
     pub fn peek(&self, chunk: ChunkId) -> Option<BTreeMap<u32, UnitState>> {
-        Some(self.replicas.get(&chunk)?.units.iter().map(|(unit, (state, _))| (*unit, *state)).collect())
+        Some(self.open.get(&chunk)?.file.table().into_iter().collect())
     }
 
-    /// Returns all replicas.
+    /// Returns what a replica holds, whether it is open or not: its units, `None` if damaged, and their bytes.
+    ///
+    /// # Errors
+    ///
+    /// What callers are told.
+    pub fn inspect(&self, chunk: ChunkId, units: u32) -> Result<(Vec<Option<UnitState>>, Vec<u8>), FsError> {
+        let opened;
+        let file = match self.open.get(&chunk) {
+            Some(open) => &open.file,
+            None => {
+                opened = self.store().open_replica(chunk).map_err(failure)?;
+                &opened.as_ref().ok_or_else(|| FsError::NoReplica("there is none".into()))?.file
+            }
+        };
+        let mut bytes = vec![0; (units * UNIT_SIZE) as usize];
+        let reads = file.read(0, units, &mut bytes).map_err(failure)?;
+        let state = |read| match read {
+            UnitRead::Good(state) => Some(state),
+            UnitRead::Bad => None,
+        };
+        Ok((reads.into_iter().map(state).collect(), bytes))
+    }
+
+    /// Returns all replicas on disks that work.
     pub fn held(&self) -> Vec<(ChunkId, Home, Version)> {
-        self.replicas.iter().map(|(chunk, replica)| (*chunk, replica.home, replica.version)).collect()
+        let Some(store) = &self.store else { return Vec::new() };
+        let (notes, _) = store.inventory(None, usize::MAX);
+        notes.into_iter().map(|note| (note.chunk, note.home, note.version)).collect()
     }
 
-    /// Returns bytes that may be written.
-    pub fn room(&self) -> u64 {
-        1 << 40
+    /// Returns all replicas on disks that have failed, as far as they can be told.
+    pub fn stranded(&self) -> Vec<(ChunkId, Option<(Home, Version)>)> {
+        let stranded = self.store().stranded().into_iter();
+        stranded.map(|(chunk, note)| (chunk, note.map(|note| (note.home, note.version)))).collect()
     }
 
-    /// Brings to stable media what has waited for it.
-    pub fn flush(&mut self) {}
+    /// Returns the replicas in which damage was found since the last call.
+    pub fn take_damaged(&mut self) -> BTreeSet<ChunkId> {
+        std::mem::take(&mut self.damaged)
+    }
+
+    /// Returns bytes of the disk, and those that may be written.
+    pub fn space(&self) -> (u64, u64) {
+        self.store.as_ref().map_or((0, 0), |store| store.disks()[0].space())
+    }
 
     /// Returns whether the disk was given up.
     pub fn has_failed(&self) -> bool {
-        false
+        self.store.as_ref().is_some_and(|store| store.disks()[0].has_failed())
     }
 
-    /// Carries a job out.
+    /// Does what the journal needs; `is_time`: a second has passed.
+    pub fn tend(&mut self, is_time: bool) {
+        let disk = &self.store().disks()[0];
+        let due = disk.due();
+        // What goes wrong is noted by the disk itself.
+        let _ = if due.checkpoint {
+            disk.checkpoint()
+        } else if (due.flush || is_time) && !disk.has_failed() {
+            disk.flush()
+        } else {
+            Ok(())
+        };
+        if is_time {
+            let _ = disk.measure();
+        }
+    }
+
+    /// Carries a job out on a replica that is open.
     ///
     /// # Errors
     ///
     /// What the core is told.
     pub fn perform(&mut self, chunk: ChunkId, job: DiskJob) -> Result<DiskAnswer, FsError> {
-        let replica = self.replicas.get_mut(&chunk).ok_or_else(|| FsError::NoReplica("it is gone".into()))?;
-        match job {
+        let Some(open) = self.open.get(&chunk) else {
+            return Err(FsError::Stale("the replica was deleted"));
+        };
+        let checked = || open.disk.check().map_err(failure);
+        let change =
+            |work: &dyn Fn() -> Result<(), StoreError>| open.disk.judge(open.disk.check().and_then(|()| work()));
+        let done = match job {
             DiskJob::Table => {
-                Ok(DiskAnswer::Table(replica.units.iter().map(|(unit, (state, _))| (*unit, *state)).collect()))
-            }
-            DiskJob::Read { first, count } => {
-                let mut states = Vec::new();
-                let mut bytes = vec![0; (count * UNIT_SIZE) as usize];
-                for (at, unit) in (first..first + count).enumerate() {
-                    let (state, content) =
-                        replica.units.get(&unit).cloned().unwrap_or((UnitState::NEVER, Bytes::new()));
-                    if !content.is_empty() {
-                        bytes[at * UNIT_SIZE as usize..(at + 1) * UNIT_SIZE as usize].copy_from_slice(&content);
-                    }
-                    states.push(Some(state));
-                }
-                Ok(DiskAnswer::Units(states, bytes.into()))
-            }
-            DiskJob::Put { first, states, payload, key, .. } => {
-                let mut at = 0;
-                for (unit, state) in (first..).zip(states) {
-                    let content = if state.hole {
-                        Bytes::new()
-                    } else {
-                        at += UNIT_SIZE as usize;
-                        payload.slice(at - UNIT_SIZE as usize..at)
-                    };
-                    replica.units.insert(unit, (state, content));
-                }
-                replica.keys.extend(key);
-                Ok(DiskAnswer::Done)
-            }
-            DiskJob::Zero { first, count, stamp, key } => {
-                for unit in first..first + count {
-                    if let Some(entry) = replica.units.get_mut(&unit) {
-                        *entry = (UnitState::tombstone(stamp), Bytes::new());
-                    }
-                }
-                replica.keys.extend(key);
-                Ok(DiskAnswer::Done)
-            }
-            DiskJob::SetHeader { version, incomplete } => {
-                replica.version = version;
-                if incomplete {
-                    replica.keys.clear();
-                    replica.stable_keys.clear();
-                }
-                replica.incomplete = incomplete;
-                Ok(DiskAnswer::Done)
-            }
-            DiskJob::Sync => {
-                replica.stable = replica.units.clone();
-                replica.stable_keys = replica.keys.clone();
-                Ok(DiskAnswer::Done)
+                let table = open.file.table();
+                checked()?;
+                return Ok(DiskAnswer::Table(table));
             }
             DiskJob::Extents { first, count } => {
-                let has = |unit: &u32| replica.units.get(unit).is_some_and(|(state, _)| !state.hole);
-                Ok(DiskAnswer::Extents((first..first + count).filter(has).map(|unit| (unit, unit + 1)).collect()))
+                let extents = open.file.extents(first, count);
+                checked()?;
+                return Ok(DiskAnswer::Extents(extents));
             }
-        }
+            DiskJob::Read { first, count } => {
+                let mut buffer = vec![0; (count * UNIT_SIZE) as usize];
+                let reads = open.file.read(first, count, &mut buffer).map_err(failure)?;
+                checked()?;
+                let mut states = Vec::with_capacity(reads.len());
+                for (unit, read) in (first..).zip(reads) {
+                    match read {
+                        UnitRead::Good(state) => states.push(Some(state)),
+                        UnitRead::Bad => {
+                            open.file.note_damage(unit);
+                            self.damaged.insert(chunk);
+                            states.push(None);
+                        }
+                    }
+                }
+                return Ok(DiskAnswer::Units(states, Bytes::from(buffer)));
+            }
+            DiskJob::Put { first, states, payload, key, needs_room } => change(&|| {
+                if needs_room {
+                    open.take_room(first, states.len() as u32)?;
+                }
+                open.file.put(first, &states, &payload, key)
+            }),
+            DiskJob::Zero { first, count, stamp, key } => change(&|| open.file.zero(first, count, stamp, key)),
+            DiskJob::SetHeader { version, incomplete } => {
+                let header = Header { version, incomplete, ..open.header };
+                change(&|| open.file.set_header(&header)).and_then(|()| open.sync())
+            }
+            DiskJob::Sync => open.sync(),
+        };
+        done.map(|()| DiskAnswer::Done).map_err(failure)
+    }
+}
+
+/// Returns what a request is told when the store fails.
+fn failure(error: StoreError) -> FsError {
+    match error {
+        StoreError::NoSpace => FsError::NoSpace,
+        StoreError::BadFile(reason) => FsError::Corrupt(reason),
+        StoreError::Deleted => FsError::Stale("the replica was deleted"),
+        error => FsError::NoReplica(format!("this server's disk: {error}")),
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use dfs_proto::ChunkId;
+
 use super::context::Event;
 use super::faults::{Kind, Mode};
 use super::network::Place;
@@ -45,6 +47,10 @@ pub struct Strikes {
     steps: BTreeMap<usize, Step>,
     next: usize,
     disturbed: BTreeMap<Place, Time>,
+    /// Chunk servers that are to stop in the middle of something: with loss of power, and for how long.
+    fuses: BTreeMap<u32, (bool, u64)>,
+    /// Chunk servers that are to be started, whatever else ends.
+    starts: BTreeMap<usize, u32>,
     /// How many of each kind there were.
     pub counts: BTreeMap<&'static str, u32>,
 }
@@ -59,6 +65,8 @@ impl Strikes {
             steps: BTreeMap::new(),
             next: 0,
             disturbed: BTreeMap::new(),
+            fuses: BTreeMap::new(),
+            starts: BTreeMap::new(),
             counts: BTreeMap::new(),
         }
     }
@@ -96,6 +104,9 @@ impl Simulation {
 
     /// A step of a fault is due.
     pub(super) fn strike(&mut self, number: usize) {
+        if let Some(at) = self.strikes.starts.remove(&number) {
+            return self.start_server(at);
+        }
         let Some(step) = self.strikes.steps.remove(&number) else { return };
         if self.strikes.is_ended {
             return;
@@ -152,6 +163,11 @@ impl Simulation {
             Step::Cure(at) => {
                 self.say(|| format!("the disk of chunk{at} is well"));
                 self.cure_disk(at);
+                // Its server has given it up until it starts anew.
+                if self.servers[at as usize - 1].store.has_failed() && self.strikes.rng.in_a_million(600_000) {
+                    self.kill_server(at, false);
+                    self.start_server(at);
+                }
             }
         }
     }
@@ -209,10 +225,7 @@ impl Simulation {
                 self.plan(lasts, Step::Calm);
             }
             Kind::Cut | Kind::Isolate | Kind::Split | Kind::Clog => self.strike_links(kind, lasts),
-            Kind::Kill if is_up => {
-                self.kill_server(at, false);
-                self.plan(lasts, Step::StartServer(at));
-            }
+            Kind::Kill if is_up => self.end_server(at, false, lasts),
             Kind::CrashLoop if is_up => {
                 let more = self.strikes.rng.between(1, 5) as u32;
                 self.plan(0, Step::KillServer(at, more));
@@ -244,8 +257,7 @@ impl Simulation {
                 if !self.may_rob(&[at]) {
                     return false;
                 }
-                self.kill_server(at, true);
-                self.plan(lasts, Step::StartServer(at));
+                self.end_server(at, true, lasts);
             }
             Kind::PowerCutAll => {
                 let all: Vec<u32> = (1..=SERVERS).collect();
@@ -285,10 +297,7 @@ impl Simulation {
                 if !self.may_rob(&[at]) {
                     return false;
                 }
-                self.kill_server(at, true);
-                self.say(|| format!("chunk{at} has an empty disk"));
-                self.servers[at as usize - 1].wipe();
-                self.checks.wiped(at);
+                self.wipe_server(at);
                 self.plan(lasts, Step::StartServer(at));
             }
             Kind::ReadErrors
@@ -370,9 +379,111 @@ impl Simulation {
         self.plan(lasts, Step::Mend(links));
     }
 
-    fn strike_disk(&mut self, _kind: Kind, _at: u32, _lasts: u64) -> bool {
-        false
+    /// Ends a chunk server: now, or in the middle of one of the next things that it does to its disk.
+    fn end_server(&mut self, at: u32, loses_power: bool, lasts: u64) {
+        if self.context.is_up(Place::Chunk(at)) && self.strikes.rng.in_a_million(500_000) {
+            let operations = self.strikes.rng.below(12);
+            self.say(|| format!("chunk{at} is to stop after {operations} more writes and syncs"));
+            self.servers[at as usize - 1].store.disk.lock().set_fuse(operations);
+            self.strikes.fuses.insert(at, (loses_power, lasts));
+        } else {
+            self.kill_server(at, loses_power);
+            self.plan(lasts, Step::StartServer(at));
+        }
     }
+
+    /// A host has stopped in the middle of what it did, as was planned.
+    pub(super) fn stopped(&mut self, at: u32) {
+        let (loses_power, lasts) = self.strikes.fuses.remove(&at).unwrap_or((false, ms(500)));
+        let loses_power = loses_power && self.may_rob(&[at]);
+        self.kill_server(at, loses_power);
+        self.start_later(at, lasts);
+    }
+
+    /// A chunk server could not be started.
+    pub(super) fn start_server_later(&mut self, at: u32) {
+        self.start_later(at, ms(1_000));
+    }
+
+    fn start_later(&mut self, at: u32, us: u64) {
+        let number = self.strikes.next;
+        self.strikes.next += 1;
+        self.strikes.starts.insert(number, at);
+        self.context.scheduler.after(us, Event::Fault(number));
+    }
+
+    fn strike_disk(&mut self, kind: Kind, at: u32, lasts: u64) -> bool {
+        if self.checks.sick.contains(&at) {
+            return false;
+        }
+        match kind {
+            Kind::Full => {
+                let left = self.strikes.rng.below(300_000);
+                let mut disk = self.servers[at as usize - 1].store.disk.lock();
+                if disk.taken > 0 {
+                    return false;
+                }
+                disk.taken = (disk.capacity - disk.used()).saturating_sub(left);
+                drop(disk);
+                self.say(|| format!("the disk of chunk{at} has {left} bytes left"));
+            }
+            Kind::Rot | Kind::Latent => return self.damage(kind, at),
+            _ => {
+                if !self.may_rob(&[at]) {
+                    return false;
+                }
+                let sickness = self.swarm.sickness(&mut self.strikes.rng, kind);
+                self.say(|| format!("the disk of chunk{at} is sick: {sickness:?}"));
+                self.servers[at as usize - 1].store.disk.lock().sickness = sickness;
+                self.checks.robbed(&mut self.context, at);
+                self.checks.sick.insert(at);
+            }
+        }
+        self.plan(lasts, Step::Cure(at));
+        true
+    }
+
+    /// Damages what is on a disk: replicas that are in sync, or the journal.
+    fn damage(&mut self, kind: Kind, at: u32) -> bool {
+        let content = self.servers[at as usize - 1].store.disk.lock().content();
+        let mut hits = 0;
+        for _ in 0..self.strikes.rng.between(1, 12) {
+            if content.is_empty() {
+                break;
+            }
+            let (path, page) = self.strikes.rng.pick(&content).clone();
+            let is_allowed = match chunk_of(&path) {
+                Some(chunk) => {
+                    self.checks.is_member(chunk, at)
+                        && (self.swarm.mode == Mode::Unlimited
+                            || self.checks.good(chunk).iter().any(|other| *other != at))
+                }
+                None => path.starts_with("journal/") && self.may_rob(&[at]),
+            };
+            if !is_allowed {
+                continue;
+            }
+            hits += 1;
+            self.say(|| format!("chunk{at}: {kind:?} of {path}, page {page}"));
+            match chunk_of(&path) {
+                Some(chunk) => self.checks.rob(&mut self.context, chunk, at),
+                None => self.checks.robbed(&mut self.context, at),
+            }
+            let mut disk = self.servers[at as usize - 1].store.disk.lock();
+            if kind == Kind::Rot {
+                disk.rot(&path, page);
+            } else {
+                disk.make_latent(&path, page);
+            }
+        }
+        hits > 0
+    }
+}
+
+/// Returns the chunk whose replica is in a file.
+fn chunk_of(path: &str) -> Option<ChunkId> {
+    let name = path.strip_prefix("replicas/")?.rsplit('/').next()?;
+    u64::from_str_radix(name, 16).ok().map(ChunkId)
 }
 
 fn links_words(links: &[(Place, Place)]) -> String {
