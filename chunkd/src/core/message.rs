@@ -295,15 +295,14 @@ pub enum DiskJob {
     Zero {
         /// The first unit.
         first: u32,
-        /// How many.
+        /// How many. 0: nothing but the key is noted.
         count: u32,
         /// The stamp of those that were ever written.
         stamp: WriteStamp,
         /// As of Put.
         key: Option<WriteKey>,
     },
-    /// Take this version, and whether the replica lacks what others have; on stable media when it is done. A replica that
-    /// is marked incomplete forgets the [`WriteKey`]s it was given until then: what they stand for may be undone.
+    /// Take this version, and whether the replica lacks what others have; on stable media when it is done.
     SetHeader {
         /// The new version.
         version: Version,

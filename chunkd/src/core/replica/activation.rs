@@ -13,7 +13,7 @@
 //! latest, and whoever waits next begins anew. A replica that is being filled takes no part: its filling has a comparison
 //! of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -78,7 +78,8 @@ pub(super) struct Activation {
     /// When the member that was asked last is given up.
     pub until: MonoMs,
     highest_seq: u64,
-    keys: Vec<WriteKey>,
+    /// The requests that each member has carried out.
+    keys: Vec<Vec<WriteKey>>,
     pause_ms: u64,
     asks: u32,
 }
@@ -99,6 +100,8 @@ enum Phase {
     /// Until nobody reads: units of this replica are about to change.
     EndingReads(Copying),
     Copying(Copying),
+    /// Until all have noted which requests the others have carried out.
+    Teaching(Copying, BTreeMap<Tag, NodeId>),
     /// Until it is time for another attempt.
     Pausing(MonoMs),
 }
@@ -288,6 +291,7 @@ impl ReplicaCore {
                     }
                 }
                 Phase::Copying(copying) => self.copy_on(step, call, activation, copying, told),
+                Phase::Teaching(copying, tags) => self.taught(step, call, activation, copying, tags, told),
                 Phase::Pausing(at) => {
                     if step.now() < at {
                         call.arm(step, at);
@@ -340,7 +344,7 @@ impl ReplicaCore {
 
     /// Sends Activate to all members.
     fn ask_members(&mut self, step: &mut Step<'_>, call: &mut Call, activation: &mut Activation) -> Phase {
-        activation.number = step.context.random;
+        activation.number = self.new_number(step);
         activation.tables.clear();
         activation.keys.clear();
         activation.highest_seq = 0;
@@ -349,7 +353,7 @@ impl ReplicaCore {
         let others = others.collect();
         // Alone, there is nothing to compare.
         let own = (!activation.others.is_empty()).then(|| {
-            let tag = self.start(step, call, DiskJob::Table, Job::Table);
+            let tag = self.start(step, call, DiskJob::Table, Job::Compare);
             activation.owns(tag)
         });
         Phase::Asking(Asking { began: step.now(), until, others, own, own_table: None })
@@ -409,7 +413,7 @@ impl ReplicaCore {
                 Asked::Told(told) => {
                     activation.highest_seq = activation.highest_seq.max(told.seq);
                     activation.tables.push(told.table);
-                    activation.keys.extend(told.keys);
+                    activation.keys.push(told.keys);
                 }
                 Asked::Lost(reason) => _ = self.lost.insert(member.node, reason),
                 Asked::Newer => contradicting.push(member.node),
@@ -443,10 +447,7 @@ impl ReplicaCore {
     ) -> Next {
         match self.copy(step, call, activation, &mut copying, news) {
             Copied::Pending => Next::Wait(Phase::Copying(copying)),
-            Copied::Done => {
-                self.finish_activation(step, activation, &copying);
-                Next::End(Driven::Done)
-            }
+            Copied::Done => self.teach(step, call, activation, copying),
             Copied::Lost(node, reason) => {
                 self.lost.insert(node, reason);
                 self.ask_master(step, call, activation)
@@ -457,12 +458,69 @@ impl ReplicaCore {
         }
     }
 
+    /// Tells each member of requests that it does not know, and that it has carried out with what was copied. Nothing as a
+    /// rule.
+    fn teach(&mut self, step: &mut Step<'_>, call: &mut Call, activation: &mut Activation, copying: Copying) -> Next {
+        let known = std::mem::take(&mut activation.keys);
+        let news = self.window.unknown(&known.concat());
+        self.window.remember(news.clone());
+        let all = self.window.keys();
+        let mut tags = BTreeMap::new();
+        for key in &news {
+            let tag = self.note_key(step, call, *key);
+            tags.insert(activation.owns(tag), step.context.node);
+        }
+        for (member, known) in known.iter().enumerate() {
+            let keys: Vec<_> = all.iter().filter(|key| !known.contains(key)).copied().collect();
+            if !keys.is_empty() {
+                let request = PeerRequest::Barrier { seq: 0, activation: activation.number, keys };
+                let tag = activation.send(step, call, member, request, Bytes::new());
+                tags.insert(tag, activation.others[member].node);
+            }
+        }
+        self.taught(step, call, activation, copying, tags, News::Resume)
+    }
+
+    fn taught(
+        &mut self,
+        step: &mut Step<'_>,
+        call: &mut Call,
+        activation: &mut Activation,
+        copying: Copying,
+        mut tags: BTreeMap<Tag, NodeId>,
+        news: News,
+    ) -> Next {
+        match news {
+            News::Peer(tag, result) => {
+                if let (Some(node), Err(error)) = (tags.remove(&tag), result) {
+                    if step.now() < activation.until {
+                        return self.pause(step, call, activation, error);
+                    }
+                    self.lost.insert(node, error.to_string());
+                    return self.ask_master(step, call, activation);
+                }
+            }
+            News::Disk(tag, result) => {
+                if let (Some(_), Err(error)) = (tags.remove(&tag), result)
+                    && error != FsError::NoSpace
+                {
+                    return Next::End(own_disk(&error));
+                }
+            }
+            _ => {}
+        }
+        if !tags.is_empty() {
+            return Next::Wait(Phase::Teaching(copying, tags));
+        }
+        self.finish_activation(step, activation, &copying);
+        Next::End(Driven::Done)
+    }
+
     fn finish_activation(&mut self, step: &mut Step<'_>, activation: &mut Activation, copying: &Copying) {
         let grant = &activation.grant.grant;
         self.order.raise(activation.highest_seq);
         let base = self.order.last_seq();
         self.committed = self.committed.max(base);
-        self.window.remember(std::mem::take(&mut activation.keys));
         self.serve_as(
             step,
             Active {

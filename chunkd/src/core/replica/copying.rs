@@ -111,11 +111,11 @@ impl ReplicaCore {
                 Doing::Fetching { tag, sources, first, count, is_needed }
             }
             Task::Push { member, first, count, is_healed } => {
-                let tag = self.start(step, call, DiskJob::Read { first, count }, Job::Look);
+                let tag = self.start(step, call, DiskJob::Read { first, count }, Job::Compare);
                 Doing::ReadingToPush { tag: activation.owns(tag), member, first, count, is_healed }
             }
             Task::Settle { unit, holders } => {
-                let tag = self.start(step, call, DiskJob::Read { first: unit, count: 1 }, Job::Look);
+                let tag = self.start(step, call, DiskJob::Read { first: unit, count: 1 }, Job::Compare);
                 Doing::ReadingToSettle { tag: activation.owns(tag), unit, holders }
             }
         };

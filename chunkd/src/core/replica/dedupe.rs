@@ -39,6 +39,14 @@ pub struct RequestKey {
 }
 
 impl RequestKey {
+    /// No request: what a replica has noted before it counts for nothing any more.
+    pub const FORGET: Self = Self { client: u64::MAX, number: u64::MAX, part: u8::MAX };
+
+    /// Returns the key of the request that is noted as `key`.
+    pub fn of(WriteKey { client, number, part, .. }: &WriteKey) -> Self {
+        Self { client: *client, number: *number, part: *part }
+    }
+
     /// Returns what is stored with the write, if protection is wanted.
     pub fn stamped(self, stamp: WriteStamp) -> Option<WriteKey> {
         let Self { client, number, part } = self;
@@ -125,22 +133,27 @@ impl DedupeWindow {
             .collect()
     }
 
-    /// Notes writes that this replica applied in an earlier run.
-    pub fn recover(&mut self, mut keys: Vec<WriteKey>) {
-        keys.sort_by_key(|key| key.stamp);
-        for WriteKey { client, number, part, stamp } in keys {
-            self.set(RequestKey { client, number, part }, Fate::Applied { activation: 0, stamp });
+    /// Notes writes that this replica applied in an earlier run, the oldest first.
+    pub fn recover(&mut self, keys: &[WriteKey]) {
+        for key in keys {
+            match RequestKey::of(key) {
+                RequestKey::FORGET => self.clear(),
+                known => self.set(known, Fate::Applied { activation: 0, stamp: key.stamp }),
+            }
         }
+    }
+
+    /// Returns those of `keys` that are not known.
+    pub fn unknown(&self, keys: &[WriteKey]) -> Vec<WriteKey> {
+        let is_known = |key: &WriteKey| self.writes.iter().any(|(known, _)| *known == RequestKey::of(key));
+        keys.iter().filter(|key| !is_known(key)).copied().collect()
     }
 
     /// Notes writes that all members have now. The newest stay longest.
     pub fn remember(&mut self, mut keys: Vec<WriteKey>) {
         keys.sort_by_key(|key| key.stamp);
-        for WriteKey { client, number, part, stamp } in keys {
-            let key = RequestKey { client, number, part };
-            if !self.writes.iter().any(|(known, _)| *known == key) {
-                self.set(key, Fate::Committed { stamp });
-            }
+        for key in self.unknown(&keys) {
+            self.set(RequestKey::of(&key), Fate::Committed { stamp: key.stamp });
         }
     }
 }
@@ -188,6 +201,17 @@ mod tests {
         let theirs = key(3).stamped(STAMP).expect("a client");
         window.remember(vec![theirs]);
         assert_eq!(window.keys(), [theirs]);
+    }
+
+    #[test]
+    fn what_was_noted_before_a_filling_is_not_recovered() {
+        let keys = [key(1), RequestKey::FORGET, key(2)].map(|key| key.stamped(STAMP).expect("a client"));
+        let mut window = DedupeWindow::default();
+        window.recover(&keys);
+        assert_eq!(window.look_up(key(1), 10), None);
+        assert_eq!(window.look_up(key(2), 10), Some(Fate::Committed { stamp: STAMP }));
+        assert_eq!(window.unknown(&keys[..1]), keys[..1]);
+        assert_eq!(window.unknown(&keys[2..]), []);
     }
 
     #[test]

@@ -236,12 +236,12 @@ impl ReplicaCore {
             self.deactivate(target.active.activation);
             return Turn::Again;
         };
-        target.number = step.context.random;
+        target.number = self.new_number(step);
         let until = call.attempt(step, ATTEMPT_MS);
         let request = PeerRequest::Activate { grant, activation: target.number };
         let version = target.active.version;
         let asked = Some(call.send(step, &target.member.clone(), version, request, Bytes::new(), until));
-        let listing = Some(self.start(step, call, DiskJob::Table, Job::Table));
+        let listing = Some(self.start(step, call, DiskJob::Table, Job::Compare));
         let measuring = DiskJob::Extents { first: 0, count: self.units() };
         let measuring = Some(self.start(step, call, measuring, Job::Look));
         let (ours, extents) = (Table::new(), Vec::new());

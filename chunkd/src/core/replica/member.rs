@@ -248,6 +248,16 @@ impl ReplicaCore {
                 if activate.is_filled {
                     // What it has may never have been committed. The primary tells what counts.
                     self.window.clear();
+                    if self.has_noted {
+                        self.has_noted = false;
+                        let key = RequestKey::FORGET.stamped(WriteStamp { version, seq: 0 });
+                        self.start(
+                            step,
+                            call,
+                            DiskJob::Zero { first: 0, count: 0, stamp: WriteStamp::default(), key },
+                            Job::Look,
+                        );
+                    }
                 }
                 let incomplete = self.incomplete || activate.is_filled;
                 let is_known = self.persisted >= version && incomplete == self.incomplete;
@@ -286,7 +296,7 @@ impl ReplicaCore {
             // Another copy of the request may have been answered.
             follow.is_ready = false;
         }
-        activate.state = Activating::Reading(self.start(step, call, DiskJob::Table, Job::Table));
+        activate.state = Activating::Reading(self.start(step, call, DiskJob::Table, Job::Compare));
         Flow::Wait
     }
 
@@ -380,6 +390,7 @@ impl ReplicaCore {
                 follow.wrote(&runs, seq);
                 let stamp = WriteStamp { seq, ..stamp };
                 self.order.raise(seq);
+                self.has_noted = true;
                 (key.stamped(stamp), runs, true, stamp)
             }
             What::Copy => {
@@ -480,6 +491,9 @@ impl ReplicaCore {
         };
         match (&*state, news) {
             (Syncing::Begun, _) => {
+                for key in self.window.unknown(keys) {
+                    self.note_key(step, call, key);
+                }
                 *state = Syncing::Syncing(self.start(step, call, DiskJob::Sync, Job::Look));
                 Flow::Wait
             }

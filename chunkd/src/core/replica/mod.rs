@@ -77,7 +77,7 @@ const UNRESOLVED_MAX: usize = 256;
 pub struct Recovered {
     /// Which piece of which file it is.
     pub home: Home,
-    /// Writes that it has applied, by who asked, in any order.
+    /// The keys it was given with disk jobs, the oldest first.
     pub keys: Vec<WriteKey>,
     /// The highest seq of any of its units.
     pub highest_seq: u64,
@@ -94,6 +94,8 @@ pub struct ReplicaCore {
     /// The version that is on stable media.
     persisted: Version,
     incomplete: bool,
+    /// Keys of requests may be on disk, beside [`RequestKey::FORGET`].
+    has_noted: bool,
     /// The newest grant that makes this server, in this run, the primary.
     grant: Option<Sealed>,
     /// This server asked to leave a set of this version: it is not its primary any more.
@@ -118,10 +120,12 @@ pub struct ReplicaCore {
     window: DedupeWindow,
     /// The highest seq that all members have.
     committed: u64,
+    /// Numbers of activations that were made up.
+    numbers: u64,
     calls: BTreeMap<CallId, Call>,
     /// Disk jobs under way.
     jobs: BTreeMap<(CallId, Tag), Job>,
-    /// Those of them that change the file, or look at all of it.
+    /// Those of them that change the file, or compare it.
     changes: u32,
     /// Calls with an interest in all changes of state, and in those of the role.
     waiting: BTreeSet<CallId>,
@@ -169,10 +173,10 @@ impl Active {
 /// What a disk job is for.
 #[derive(Clone, Copy, Debug)]
 enum Job {
-    /// It changes nothing.
+    /// It changes nothing, and a place in the order covers it.
     Look,
-    /// It looks at the whole table: nothing may be changed meanwhile.
-    Table,
+    /// It changes nothing, and is part of a comparison: nothing may be changed meanwhile.
+    Compare,
     /// A write of this primary.
     Write { key: RequestKey, stamp: WriteStamp, activation: u64 },
     /// Units that another server has sent.
@@ -190,11 +194,12 @@ impl ReplicaCore {
         chunk_size_log2: u32,
         recovered: Recovered,
     ) -> Self {
+        let has_noted = !recovered.keys.is_empty();
         let mut order = WriteOrder::default();
         order.raise(recovered.highest_seq);
         let mut window = DedupeWindow::default();
         if !incomplete {
-            window.recover(recovered.keys);
+            window.recover(&recovered.keys);
         }
         Self {
             chunk,
@@ -203,6 +208,7 @@ impl ReplicaCore {
             version: header_version,
             persisted: header_version,
             incomplete,
+            has_noted,
             grant: None,
             given_up: Version(0),
             doubtful: None,
@@ -217,6 +223,7 @@ impl ReplicaCore {
             order,
             window,
             committed: 0,
+            numbers: 0,
             calls: BTreeMap::new(),
             jobs: BTreeMap::new(),
             changes: 0,
@@ -256,9 +263,10 @@ impl ReplicaCore {
         self.incomplete
     }
 
-    /// Returns whether nothing is under way, so that the replica may be closed. It loses its role with that.
+    /// Returns whether the replica may be closed: nothing is under way, and nothing would be forgotten that forbids to serve
+    /// or to commit under its version. It loses its role with that.
     pub fn is_idle(&self) -> bool {
-        self.calls.is_empty()
+        self.calls.is_empty() && self.given_up < self.version && self.doubtful.is_none()
     }
 
     /// Returns the version under which this replica is the active primary, if it is.
@@ -537,6 +545,12 @@ impl ReplicaCore {
         tag
     }
 
+    /// Has the disk note a request that was carried out elsewhere.
+    fn note_key(&mut self, step: &mut Step<'_>, call: &mut Call, key: WriteKey) -> Tag {
+        self.has_noted = true;
+        self.start(step, call, DiskJob::Zero { first: 0, count: 0, stamp: key.stamp, key: Some(key) }, Job::Look)
+    }
+
     fn disk_done(&mut self, step: &mut Step<'_>, id: CallId, tag: Tag, result: Result<DiskAnswer, FsError>) {
         let Some(job) = self.jobs.remove(&(id, tag)) else { return };
         self.settle(job, result.is_ok());
@@ -574,7 +588,7 @@ impl ReplicaCore {
                 self.persisted = self.persisted.max(version);
                 self.incomplete = incomplete;
             }
-            Job::Header { .. } | Job::Look | Job::Table | Job::Copy => {}
+            Job::Header { .. } | Job::Look | Job::Compare | Job::Copy => {}
         }
     }
 
@@ -587,6 +601,12 @@ impl ReplicaCore {
         }
         self.role = role;
         self.is_turned = true;
+    }
+
+    /// Returns a number for an activation that nobody can guess, another one each time.
+    fn new_number(&mut self, step: &Step<'_>) -> u64 {
+        self.numbers += 1;
+        step.context.random.wrapping_add(self.numbers)
     }
 
     /// Returns whether `activation` is still in force here.

@@ -458,6 +458,7 @@ impl ReplicaCore {
         }
         let (first, count, stamp) = (part.first, part.end - part.first, sent.stamp);
         let key = part.key.stamped(stamp);
+        self.has_noted = true;
         let job = if sent.image.holes {
             DiskJob::Zero { first, count, stamp, key }
         } else {
@@ -554,15 +555,16 @@ impl ReplicaCore {
             }
             news => _ = self.note_answer(step, &mut sent, news),
         }
-        if sent.is_failed && self.is_active(activation) {
-            self.leave_unresolved(activation, first, end);
+        if sent.is_failed {
+            self.deactivate(activation);
         }
         if sent.put.is_some() {
             write.state = State::Sent(sent);
             return Turn::Flow(Flow::Wait);
         }
         if sent.is_failed || (!sent.awaited.is_empty() && !self.is_active(activation)) {
-            // The next activation brings it to all, or to those that are left.
+            // The next activation brings it to all, or to those that are left. Until then nobody may see it.
+            self.leave_unresolved(activation, first, end);
             return self.again(call, write);
         }
         if !sent.awaited.is_empty() {

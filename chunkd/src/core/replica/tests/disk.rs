@@ -81,9 +81,6 @@ impl Disk {
                 self.remember(*key, cut);
             }
             DiskJob::SetHeader { version, incomplete } => {
-                if *incomplete {
-                    self.keys.clear();
-                }
                 (self.version, self.incomplete) = (*version, *incomplete);
             }
             DiskJob::Sync => {}

@@ -24,6 +24,7 @@ pub struct Master {
     pub min_in_sync: u32,
     boots: BTreeMap<NodeId, BootSession>,
     leases: BTreeMap<NodeId, u64>,
+    ended: Vec<BootSession>,
     /// Once removed from the set: with [`Bug::ElectRemoved`] they may lead.
     removed: Vec<NodeId>,
 }
@@ -39,14 +40,20 @@ impl Master {
             min_in_sync,
             boots: BTreeMap::new(),
             leases: BTreeMap::new(),
+            ended: Vec::new(),
             removed: Vec::new(),
         }
     }
 
-    /// Takes a pulse in, and with it the registration of a new run.
-    pub fn pulse(&mut self, now: u64, node: NodeId, boot: BootSession) {
+    /// Takes a pulse in, and with it the registration of a new run. Returns whether the lease is renewed: a run whose
+    /// roles were given to others has ended.
+    pub fn pulse(&mut self, now: u64, node: NodeId, boot: BootSession) -> bool {
+        if self.ended.contains(&boot) {
+            return false;
+        }
         self.boots.insert(node, boot);
         self.leases.insert(node, now + LEASE_MS + GUARD_MS);
+        true
     }
 
     pub fn has_lease(&self, now: u64, node: NodeId) -> bool {
@@ -175,6 +182,7 @@ impl Master {
             self.boot = self.boots[&self.primary];
         } else if has_restarted || !self.has_lease(now, self.primary) || planted::is(Bug::TakeOverTooEarly) && coin {
             if let Some(next) = self.successor(now) {
+                self.ended.push(self.boot);
                 let _ = self.lead(next);
             } else if has_restarted {
                 self.boot = self.boots[&self.primary];

@@ -12,6 +12,7 @@ use super::super::super::message::{
     CallId, ClientRequest, Context, DiskJob, Effect, Input, MasterAnswer, PeerAnswer, PeerRequest, ReplicaOrder, Reply,
     Request, Sealed, Tag,
 };
+use super::super::super::unit::UnitState;
 use super::super::ReplicaCore;
 use super::disk::Disk;
 use super::history::{Kind, Operation, is_linearizable};
@@ -126,6 +127,7 @@ pub struct World {
     pub random: Random,
     pub now: u64,
     pub faults: Faults,
+    may_be_late: bool,
     pub master: Master,
     nodes: Vec<Node>,
     clients: Vec<Client>,
@@ -179,6 +181,7 @@ impl World {
             random,
             now: 1,
             faults,
+            may_be_late: faults.pauses,
             master,
             nodes,
             clients: (0..CLIENTS).map(|_| Client { left: operations, ..Client::default() }).collect(),
@@ -320,9 +323,15 @@ impl World {
             return;
         }
         let boot = self.node(id).boot;
-        self.master.pulse(now, id, boot);
-        if !self.is_cut(NodeId(0), id) {
+        let is_renewed = self.master.pulse(now, id, boot);
+        if self.is_cut(NodeId(0), id) {
+            return;
+        }
+        if is_renewed {
             self.node(id).lease_until = now + LEASE_MS;
+        } else {
+            self.end_run(id);
+            self.node(id).is_up = true;
         }
     }
 
@@ -354,7 +363,7 @@ impl World {
         match choice {
             0 if faults.kills && self.node(id).is_up => {
                 self.log(|| format!("kill {id}"));
-                let jobs: Vec<_> = std::mem::take(&mut self.node(id).jobs).into_values().collect();
+                let jobs: Vec<_> = self.node(id).jobs.values().cloned().collect();
                 for job in jobs {
                     // Done, half done, or not at all.
                     match self.random.below(3) {
@@ -363,12 +372,7 @@ impl World {
                         _ => {}
                     }
                 }
-                let boot = BootSession(self.random.next());
-                let node = self.node(id);
-                (node.is_up, node.core, node.boot, node.paused_until) = (false, None, boot, 0);
-                node.lease_until = 0;
-                node.open.clear();
-                node.awaited.clear();
+                self.end_run(id);
                 let wait = if self.random.chance(500) { 100 } else { self.random.below(9_000) };
                 self.at(wait, Event::Restart { node: id });
             }
@@ -382,8 +386,14 @@ impl World {
                 self.log(|| format!("cut {id} and {other}"));
             }
             4 if faults.rot => {
-                let node = self.node(id);
-                let units: Vec<u32> = node.disk.units.keys().copied().collect();
+                // One fault at a time: the others have what goes bad here.
+                let members = self.master.members.clone();
+                let tables: Vec<_> = members.iter().map(|id| self.node(*id).disk.units.clone()).collect();
+                let is_everywhere = |unit: &u32| {
+                    let state = |table: &BTreeMap<u32, (UnitState, Bytes)>| table.get(unit).map(|(state, _)| *state);
+                    tables.iter().all(|table| state(table) == state(&tables[0]))
+                };
+                let units: Vec<u32> = self.node(id).disk.units.keys().copied().filter(is_everywhere).collect();
                 if !units.is_empty() && self.nodes.iter().all(|node| node.disk.rotten.is_empty()) {
                     let unit = units[self.random.below(units.len() as u64) as usize];
                     self.node(id).disk.rotten.insert(unit);
@@ -396,6 +406,17 @@ impl World {
                 self.nodes.iter_mut().for_each(|node| (node.is_slow, node.disk.is_full) = (false, false));
             }
         }
+    }
+
+    /// Nothing of the present run of a server goes on.
+    fn end_run(&mut self, id: NodeId) {
+        let boot = BootSession(self.random.next());
+        let node = self.node(id);
+        node.jobs.clear();
+        (node.is_up, node.core, node.boot, node.paused_until) = (false, None, boot, 0);
+        node.lease_until = 0;
+        node.open.clear();
+        node.awaited.clear();
     }
 
     /// Ends all faults.
@@ -535,7 +556,7 @@ impl World {
                 let Some((origin, deadline)) = self.node(id).open.remove(&call) else {
                     return self.violation(format!("{id} replies to {call:?} twice"));
                 };
-                if now > deadline && !self.faults.pauses {
+                if now > deadline && !self.may_be_late {
                     self.violation(format!("{id} replies to {call:?} {} ms late", now - deadline));
                 }
                 match (origin, result) {
