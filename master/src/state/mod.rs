@@ -42,3 +42,6 @@ pub trait Observer: Send + Sync {
 impl Observer for () {
     fn committed(&self, _requests: usize, _took: Duration) {}
 }
+
+#[cfg(test)]
+mod tests;
