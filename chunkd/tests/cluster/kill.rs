@@ -3,15 +3,20 @@
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dfs_chunkd::{ChunkServer, ChunkdConfig};
+use dfs_proto::NodeId;
+use dfs_proto::replica_set::OrderKind;
 use dfs_proto::wire::pb::data_reply;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::harness::{Chunk, Cluster, UNIT, wait_for_ok, wait_until};
 
 const DATA: &str = "DFS_TEST_CHUNKD_DATA";
 const MASTER: &str = "DFS_TEST_CHUNKD_MASTER";
+const OP_TIMEOUT: &str = "DFS_TEST_CHUNKD_OP_TIMEOUT";
 
 /// Nothing by itself: other tests run this binary again with the variables set, as a chunk server to be killed.
 #[test]
@@ -20,7 +25,7 @@ fn a_process_that_other_tests_kill() {
     let mut config = ChunkdConfig::new(vec![data.into()], master);
     config.listen = "127.0.0.1:0".into();
     config.reserve_bytes = 0;
-    config.op_timeout_ms = 600;
+    config.op_timeout_ms = std::env::var(OP_TIMEOUT).unwrap().parse().unwrap();
     let _server = ChunkServer::start(config).unwrap();
     // Ends with the test that started it.
     let _ = std::io::stdin().read(&mut [0]);
@@ -29,6 +34,7 @@ fn a_process_that_other_tests_kill() {
 struct Processes {
     cluster: Cluster,
     children: Vec<Option<Child>>,
+    op_timeout_ms: u64,
 }
 
 impl Drop for Processes {
@@ -41,8 +47,8 @@ impl Drop for Processes {
 }
 
 impl Processes {
-    fn start() -> Self {
-        let mut processes = Self { cluster: Cluster::alone(), children: vec![None, None, None] };
+    fn start(op_timeout_ms: u64) -> Self {
+        let mut processes = Self { cluster: Cluster::alone(), children: vec![None, None, None], op_timeout_ms };
         for at in 0..3 {
             processes.spawn(at);
         }
@@ -57,6 +63,7 @@ impl Processes {
             .args(["--exact", "kill::a_process_that_other_tests_kill"])
             .env(DATA, self.cluster.data(at))
             .env(MASTER, &self.cluster.master.hot_address)
+            .env(OP_TIMEOUT, self.op_timeout_ms.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -131,7 +138,7 @@ fn overwrite(chunk: &Chunk<'_>, writer: u32, units: &[Unit], progress: &Progress
 
 #[test]
 fn no_acknowledged_write_is_lost_and_no_unit_unreadable_when_processes_are_killed_in_the_middle_of_overwrites() {
-    let mut processes = Processes::start();
+    let mut processes = Processes::start(600);
     let units: Vec<Unit> = (0..WRITERS * UNITS_EACH).map(|_| Unit::default()).collect();
     let progress = Progress::default();
     // The primary, a secondary, both secondaries, everyone; several times each, at various moments.
@@ -182,4 +189,34 @@ fn no_acknowledged_write_is_lost_and_no_unit_unreadable_when_processes_are_kille
     for at in 0..3 {
         processes.kill(at);
     }
+}
+
+#[test]
+fn a_secondary_that_stands_still_is_left_within_four_seconds_and_disturbs_nobody_when_it_goes_on() {
+    let processes = Processes::start(10_000);
+    let chunk = processes.cluster.chunk(1);
+    chunk.write(0, &[1; UNIT as usize], 1);
+    let still = Pid::from_raw(processes.children[2].as_ref().unwrap().id() as i32);
+    kill(still, Signal::SIGSTOP).unwrap();
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        for writer in 0..4u8 {
+            let mut chunk = chunk;
+            chunk.client = 200 + u64::from(writer);
+            // Large ones too: they do not fit into the socket of who takes nothing off it.
+            let length = if writer == 3 { 1 << 20 } else { UNIT as usize };
+            scope.spawn(move || chunk.write(u32::from(writer % 3) * UNIT, &vec![writer; length], 1));
+        }
+    });
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert_eq!(chunk.record().in_sync, [1, 2]);
+    kill(still, Signal::SIGCONT).unwrap();
+    chunk.write(0, &[7; UNIT as usize], 2);
+    let chunk = processes.cluster.committed(1);
+    wait_until("the lease of who stood still", || {
+        chunk.set(|record| record.add(3));
+        chunk.order(OrderKind::Fill { node: NodeId(3) }).is_ok()
+    });
+    chunk.assert_replicas_are_equal();
+    assert_eq!(chunk.read(0, UNIT), [7; UNIT as usize]);
 }
