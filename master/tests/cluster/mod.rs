@@ -157,6 +157,12 @@ impl Cluster {
         }
     }
 
+    /// Returns where the control plane is.
+    #[allow(dead_code, reason = "not every test has a client of its own")]
+    pub fn control(&self) -> std::net::SocketAddr {
+        self.master.addresses().control
+    }
+
     /// Makes a file with one chunk, and returns the inode.
     pub fn file_with_a_chunk(&mut self) -> u64 {
         let make = pb::Make { parent: 1, name: "f".into(), kind: Kind::File as u32, ..Default::default() };
