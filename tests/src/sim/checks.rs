@@ -2,7 +2,7 @@
 //!
 //! | rule | what must hold |
 //! |---|---|
-//! | R1 | whoever answers a client goes by the newest version that anybody has answered under |
+//! | R1 | whoever tells what it read goes by the newest version that anybody has answered under |
 //! | R2 | the version of a replica on a disk never falls, and is never above the master's |
 //! | ack | when a write is acknowledged, every member in sync has it, and there are enough |
 //! | R6 | a replica is deleted only if no record wants it |
@@ -72,8 +72,8 @@ impl Checks {
             match fact {
                 Seen::SetsChanged => self.sets_changed(sets(), nodes),
                 Seen::VersionKept { server, chunk, version } => self.version_kept(server, chunk, version),
-                Seen::Served { server, chunk, version, written, .. } => {
-                    self.check_served(server, chunk, version);
+                Seen::Served { server, chunk, version, is_read, written, .. } => {
+                    self.served(server, chunk, version, is_read);
                     if let Some((units, seq)) = written {
                         self.check_acknowledged(chunk, version, units, seq, nodes);
                     }
@@ -152,8 +152,10 @@ impl Checks {
         }
     }
 
-    fn check_served(&mut self, server: u32, chunk: ChunkId, version: Version) {
+    /// What was written, or synced, before the role ended may be said later. What is read must be current.
+    fn served(&mut self, server: u32, chunk: ChunkId, version: Version, is_read: bool) {
         match self.served.get(&chunk) {
+            Some((newest, _)) if *newest > version && !is_read => {}
             Some((newest, other)) if *newest > version => {
                 let what = format!(
                     "chunk {chunk}: chunk{server} answers under version {version} after chunk{other} did under {newest}"
@@ -213,8 +215,8 @@ impl Checks {
                 self.forgotten.insert(chunk);
             }
             Some((_, set)) => {
-                let is_member = set.in_sync.iter().any(|node| self.servers.get(node) == Some(&server));
-                if is_member || set.in_sync.len() < 2 {
+                // Whether enough others are in sync is judged when it is ordered; that it lacks something stays so.
+                if self.is_member(chunk, server) || version >= set.version {
                     let what = format!(
                         "chunk {chunk}: chunk{server} deletes its replica of version {version}; in sync at version {} are {:?}",
                         set.version, set.in_sync
@@ -271,8 +273,8 @@ impl Checks {
         }
     }
 
-    /// A server has an empty disk now.
-    pub fn wiped(&mut self, server: u32) {
+    /// What a server has on its disk cannot be relied on, or is gone.
+    pub fn forget_versions(&mut self, server: u32) {
         self.kept.retain(|(at, _), _| *at != server);
     }
 }

@@ -531,6 +531,7 @@ impl ChunkNode {
                         server: self.at,
                         chunk: state.chunk,
                         version,
+                        is_read: matches!(reply, Reply::Data { .. } | Reply::Extents(_)),
                         written: match (state.written, reply) {
                             (Some(units), Reply::Written { seq }) => Some((units, *seq)),
                             _ => None,

@@ -13,6 +13,8 @@ pub enum Seen {
         chunk: ChunkId,
         /// The version it went by.
         version: Version,
+        /// It told what it read.
+        is_read: bool,
         /// The units that were written, if any were, and the place of the write in the order.
         written: Option<((u32, u32), u64)>,
         /// For which session.

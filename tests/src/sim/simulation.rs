@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use dfs_chunkd::core::unit::UnitState;
 use dfs_proto::limits::UNIT_SIZE;
 use dfs_proto::{ChunkId, ChunkIndex};
 
@@ -39,6 +40,8 @@ const OPERATIONS: u32 = 310;
 const HEAL_US: u64 = seconds(30);
 /// And the redundancy is back within this.
 const REST_US: u64 = seconds(180);
+/// Everything is scrubbed within this, in the end.
+const SCRUB_US: u64 = seconds(60);
 /// An operation may take so long beyond its deadline.
 const GRACE_MS: u64 = 3_000;
 
@@ -399,7 +402,10 @@ impl Simulation {
                 client.begin_read(&mut self.context, lane, chunk_span(file, index));
             }
         }
-        if elapsed > seconds(200) {
+        if self.phase == Phase::CompareAgain && elapsed < SCRUB_US {
+            return;
+        }
+        if elapsed > seconds(240) {
             return self.checks.violated("F3", "what is there cannot be read in the end".into());
         }
         if !self.reads.is_empty() || !client.is_idle() {
@@ -418,6 +424,8 @@ impl Simulation {
 
     /// R5: the replicas of a quiet chunk that are in sync hold the same.
     fn compare_replicas(&mut self) {
+        // Damage that nobody has come across yet is found by a scrub, at the latest.
+        let is_scrubbed = self.phase == Phase::CompareAgain && self.swarm.mode == Mode::Atlas;
         let units = (1 << CHUNK_SIZE_LOG2) / UNIT_SIZE;
         let sets: Vec<(ChunkId, Vec<u32>)> = self
             .checks
@@ -441,8 +449,8 @@ impl Simulation {
                 match self.servers[at as usize - 1].store.inspect(chunk, units) {
                     Ok((states, bytes)) => match &first {
                         None => first = Some((at, states, bytes)),
-                        Some((other, theirs, content)) if *theirs != states || *content != bytes => {
-                            let unit = theirs.iter().zip(&states).position(|(one, two)| one != two);
+                        Some((other, theirs, _)) if differ(theirs, &states, is_scrubbed).is_some() => {
+                            let unit = differ(theirs, &states, is_scrubbed);
                             let (one, two) = (unit.map(|unit| theirs[unit]), unit.map(|unit| states[unit]));
                             let what = format!(
                                 "chunk {chunk}: chunk{other} and chunk{at} are in sync and differ at unit {unit:?}: {one:?} and {two:?}"
@@ -472,6 +480,7 @@ impl Simulation {
         for at in 1..=SERVERS {
             self.kill_server(at, false);
         }
+        self.master.scrub_often();
         self.master.start(&mut self.context);
         for at in 1..=SERVERS {
             self.start_server(at);
@@ -557,6 +566,7 @@ impl Simulation {
         }
         if self.checks.sick.contains(&at) {
             self.checks.robbed(&mut self.context, at);
+            self.checks.forget_versions(at);
             self.checks.sick.remove(&at);
         }
     }
@@ -577,6 +587,12 @@ impl Simulation {
         let now = self.context.now();
         self.context.trace.note(now, [42, u64::from(at)], || format!("chunk{at} has an empty disk"));
         self.servers[at as usize - 1].store.wipe();
-        self.checks.wiped(at);
+        self.checks.forget_versions(at);
     }
+}
+
+/// Returns the first unit in which two replicas differ. One that is damaged, and so holds nothing, is none unless
+/// `counts_damage`.
+fn differ(one: &[Option<UnitState>], two: &[Option<UnitState>], counts_damage: bool) -> Option<usize> {
+    one.iter().zip(two).position(|(one, two)| one != two && (counts_damage || (one.is_some() && two.is_some())))
 }

@@ -80,9 +80,9 @@ impl NodeStore {
             segment_bytes: 256 << 10,
             journal_max: 1 << 20,
             pending_max,
-            is_scaled: false,
             fresh_salt: fresh_number,
             fresh_id,
+            ..StoreOptions::default()
         };
         Self {
             disk: SharedDisk::new(disk),

@@ -436,6 +436,7 @@ impl Simulation {
                 self.say(|| format!("the disk of chunk{at} is sick: {sickness:?}"));
                 self.servers[at as usize - 1].store.disk.lock().sickness = sickness;
                 self.checks.robbed(&mut self.context, at);
+                self.checks.forget_versions(at);
                 self.checks.sick.insert(at);
             }
         }
@@ -465,6 +466,7 @@ impl Simulation {
             }
             hits += 1;
             self.say(|| format!("chunk{at}: {kind:?} of {path}, page {page}"));
+            self.checks.forget_versions(at);
             match chunk_of(&path) {
                 Some(chunk) => self.checks.rob(&mut self.context, chunk, at),
                 None => self.checks.robbed(&mut self.context, at),
