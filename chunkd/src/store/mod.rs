@@ -14,6 +14,8 @@
 #![allow(clippy::disallowed_methods, reason = "a shell: it owns the files")]
 
 pub mod chunk_file;
+#[cfg(test)]
+mod crash_tests;
 pub mod data_dir;
 pub mod disk;
 pub mod header;

@@ -14,6 +14,8 @@ pub struct StoreOptions {
     /// Bytes of memory for a disk's overwrites that are not in the chunk files yet; with more, a writer flushes itself. At
     /// a quarter of it a flush is due.
     pub pending_max: u64,
+    /// The journal is smaller on a small disk.
+    pub is_scaled: bool,
     /// Makes a number that nobody can guess.
     pub fresh_salt: fn() -> u64,
     /// Makes an id that nobody else has.
@@ -24,6 +26,9 @@ impl StoreOptions {
     /// Returns the settings for a disk of `capacity` bytes: on a small one the journal is small too.
     pub fn for_disk(&self, capacity: u64) -> Self {
         const SEGMENT_MIN: u64 = 2 << 20;
+        if !self.is_scaled {
+            return *self;
+        }
         let segment_bytes = self.segment_bytes.min(capacity / 64).max(SEGMENT_MIN);
         let journal_max = self.journal_max.min(capacity / 8).max(2 * segment_bytes);
         Self { segment_bytes, journal_max, ..*self }
@@ -37,6 +42,7 @@ impl Default for StoreOptions {
             segment_bytes: 8 << 20,
             journal_max: 64 << 20,
             pending_max: 32 << 20,
+            is_scaled: true,
             fresh_salt: random_u64,
             fresh_id: random_bytes,
         }

@@ -320,6 +320,10 @@ impl ReplicaStore {
         };
         let volume = disk.volume();
         let (directory, path) = replica_path(header.chunk);
+        if self.was_deleted(header.chunk) {
+            // The file and the records of the one before must not be taken for those of this one after a crash.
+            self.finish_removals()?;
+        }
         let made = match volume.create(&path) {
             // The fan-out is made with the data directory, unless that was interrupted.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -363,20 +367,19 @@ impl ReplicaStore {
         let disk = &self.disks[place.disk];
         disk.check()?;
         let journal = disk.journal()?;
-        let recorded = {
+        if let Some(file) = place.open.upgrade() {
             let _alone = journal.enter_alone();
-            if let Some(file) = place.open.upgrade() {
-                file.note_deleted();
-            }
-            journal.append(&Record::Delete(chunk), &[])
-        };
-        match disk.judge(recorded) {
+            file.note_deleted();
+        }
+        let _entered = journal.enter();
+        match disk.judge(journal.append(&Record::Delete(chunk), &[])) {
             // Deletions make room: they go on without. A replica that comes back after a crash is found by the master.
             Ok(_) | Err(StoreError::NoSpace) => {}
             Err(error) => return Err(error),
         }
-        match disk.volume().remove(&replica_path(chunk).1) {
-            Ok(()) => {}
+        let (directory, path) = replica_path(chunk);
+        match disk.volume().remove(&path) {
+            Ok(()) => journal.note_removal(directory),
             Err(error) if error.kind() == io::ErrorKind::NotFound => check_in_place(disk)?,
             Err(error) => return Err(StoreError::Write(error)),
         }
@@ -463,6 +466,11 @@ impl ReplicaStore {
                 tracing::warn!(disk = %disk.path().display(), error, "cannot leave the disk in order");
             }
         }
+    }
+
+    fn finish_removals(&self) -> Result<(), StoreError> {
+        let working = self.disks.iter().filter(|disk| !disk.has_failed());
+        working.into_iter().try_for_each(|disk| disk.judge(disk.journal()?.finish_removals()))
     }
 
     fn forget(&self, chunk: ChunkId) {

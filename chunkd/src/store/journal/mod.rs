@@ -93,6 +93,8 @@ pub struct Journal {
     pending: AtomicI64,
     checkpoints: AtomicU64,
     keys: Mutex<VecDeque<(ChunkId, WriteKey)>>,
+    /// Directories that files were removed from since the last checkpoint.
+    removals: Mutex<BTreeSet<String>>,
 }
 
 impl Journal {
@@ -122,9 +124,11 @@ impl Journal {
             pending: AtomicI64::new(0),
             checkpoints: AtomicU64::new(0),
             keys: Mutex::new(keys.into_iter().skip(kept).collect()),
+            removals: Mutex::default(),
         };
-        journal.log.append(&Record::Checkpoint(position), &[])?;
+        // In this order: with the checkpoint the journal takes the place of the one before, keys and all.
         journal.repeat_keys()?;
+        journal.log.append(&Record::Checkpoint(position), &[])?;
         journal.log.sync(journal.log.wanted())?;
         volume.sync_directory(DIRECTORY).map_err(StoreError::Write)?;
         Ok(journal)
@@ -186,6 +190,22 @@ impl Journal {
     pub(super) fn let_go(&self) {
         let files = std::mem::take(&mut *self.dirty.lock());
         drop(files);
+    }
+
+    /// Notes that a file was removed from `directory`. The caller has entered since before the record of it was added.
+    pub(super) fn note_removal(&self, directory: String) {
+        self.removals.lock().insert(directory);
+    }
+
+    /// Brings all removals of files to stable media, and the records of them before.
+    pub(super) fn finish_removals(&self) -> Result<(), StoreError> {
+        let _tending = self.tending.lock();
+        let removals = {
+            let _alone = self.enter_alone();
+            self.removals.lock().clone()
+        };
+        self.log.sync(self.log.wanted())?;
+        removals.iter().try_for_each(|directory| self.volume.sync_directory(directory).map_err(StoreError::Write))
     }
 
     /// Counts bytes of memory that came to wait for a flush, or were written by one.
@@ -264,24 +284,32 @@ impl Journal {
     /// As of [`Self::flush`].
     pub fn checkpoint(&self) -> Result<(), StoreError> {
         let _tending = self.tending.lock();
-        let position = {
+        let (position, removals) = {
             let _alone = self.enter_alone();
-            self.log.end()
+            (self.log.end(), std::mem::take(&mut *self.removals.lock()))
         };
+        let outcome = self.checkpoint_at(position, &removals);
+        if outcome.is_err() {
+            self.removals.lock().extend(removals);
+        }
+        outcome
+    }
+
+    fn checkpoint_at(&self, position: u64, removals: &BTreeSet<String>) -> Result<(), StoreError> {
         self.write_back()?;
         let files: Vec<_> = std::mem::take(&mut *self.dirty.lock()).into_values().collect();
         let snapshots: Vec<_> = files.iter().map(|file| file.take_snapshot(self)).collect();
         // What the snapshots show is on stable media in the journal before it is in any table.
-        self.log.sync(self.log.wanted())?;
-        let written =
-            files.iter().zip(&snapshots).try_for_each(|(file, snapshot)| file.write_snapshot(snapshot, position));
+        let written = self.log.sync(self.log.wanted()).and_then(|()| {
+            files.iter().zip(&snapshots).try_for_each(|(file, snapshot)| file.write_snapshot(snapshot, position))
+        });
         if let Err(error) = written {
             // It is all in the journal still.
             files.iter().zip(&snapshots).for_each(|(file, snapshot)| file.put_back(snapshot, self));
             return Err(error);
         }
-        let unnamed: BTreeSet<&str> = files.iter().filter_map(|file| file.unsynced_directory()).collect();
-        for directory in unnamed {
+        let unnamed = files.iter().filter_map(|file| file.unsynced_directory());
+        for directory in unnamed.chain(removals.iter().map(String::as_str)).collect::<BTreeSet<_>>() {
             self.volume.sync_directory(directory).map_err(StoreError::Write)?;
         }
         files.iter().for_each(|file| file.note_name_is_durable());

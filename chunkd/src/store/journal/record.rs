@@ -317,6 +317,12 @@ fn checksum(bytes: &[u8], salt: u64) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&salt.to_le_bytes()), &bytes[8..])
 }
 
+/// Returns whether a record may begin where `bytes` do: a cheap look before [`open`].
+#[inline]
+pub fn may_begin(bytes: &[u8]) -> bool {
+    bytes.starts_with(&MAGIC)
+}
+
 /// Returns the head of the record at the beginning of `bytes`, if there is a whole one in it (the payload aside) that
 /// was written for `position`.
 pub fn open(bytes: &[u8], position: u64, salt: u64) -> Option<Head> {

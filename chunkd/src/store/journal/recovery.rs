@@ -57,17 +57,18 @@ pub fn recover(
 ) -> Result<Recovered, RecoveryError> {
     // What a start that was killed left in a new directory has nothing in it.
     let found = scan(&**volume, lost_power || is_new)?;
-    if found.segments.is_empty() && !is_new {
+    if !found.is_begun && !is_new {
         return Err(RecoveryError::Missing);
     }
     let (mut damaged, mut lost_units) = (BTreeMap::new(), 0);
     let mut directories = BTreeSet::new();
     let changes = changes(&found);
     for (chunk, change) in &changes {
-        let Some(Replayed { lost, damaged: units, .. }) = carry_out(&**volume, *chunk, change)? else { continue };
-        if change.is_new {
+        let replayed = carry_out(&**volume, *chunk, change)?;
+        if change.is_new || change.is_deleted {
             directories.insert(replica_path(*chunk).0);
         }
+        let Some(Replayed { lost, damaged: units, .. }) = replayed else { continue };
         lost_units += u64::from(lost);
         if !units.is_empty() {
             damaged.insert(*chunk, units);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use dfs_proto::ChunkId;
 
 use super::super::StoreError;
-use super::super::chunk_file::{read_header, write_error};
+use super::super::chunk_file::{load_table, read_header, write_error};
 use super::super::data_dir::replica_path;
 use super::super::header::Header;
 use super::super::layout::{ENTRY_BYTES, UNIT_BYTES, data_offset, entry_offset};
@@ -148,7 +148,8 @@ pub fn carry_out(volume: &dyn Volume, chunk: ChunkId, change: &Change) -> Result
     }
     let file = match volume.open(&path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && change.is_new => {
+        // Its name was durable before first writes in it were: without it the replica was deleted, else not there yet.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && change.is_new && change.durable == 0 => {
             volume.create(&path).map_err(write_error)?
         }
         // Deleted, and the record of it is lost; or somebody else's, and not touched.
@@ -184,9 +185,22 @@ pub fn carry_out(volume: &dyn Volume, chunk: ChunkId, change: &Change) -> Result
             Verdict::Damaged => replayed.damaged.push(*unit),
         }
     }
+    if change.is_new {
+        forget_the_rest(&*file, &header, change)?;
+    }
     if change.header.is_some() {
         file.write_at(&header.encode(), 0).map_err(write_error)?;
     }
     file.sync().map_err(StoreError::Write)?;
     Ok(Some(replayed))
+}
+
+/// Takes entries out of the table of a new replica that are not its own: its name may still lead to the file of one that
+/// was deleted before it was made.
+fn forget_the_rest(file: &dyn RawFile, header: &Header, change: &Change) -> Result<(), StoreError> {
+    let table = load_table(file, header)?;
+    let mut strangers = Vec::new();
+    table
+        .walk(0, table.units(), |unit, _| strangers.extend(Some(unit).filter(|unit| !change.units.contains_key(unit))));
+    strangers.into_iter().try_for_each(|unit| file.write_at(&[0; ENTRY_BYTES], entry_offset(unit)).map_err(write_error))
 }

@@ -56,6 +56,8 @@ pub struct Scan {
     pub end: u64,
     /// Its end was torn off.
     pub is_torn: bool,
+    /// There is one: it has a checkpoint.
+    pub is_begun: bool,
 }
 
 /// One segment in memory.
@@ -124,39 +126,44 @@ pub fn scan(volume: &dyn Volume, lost_power: bool) -> Result<Scan, ScanError> {
             }
         };
     }
-    judge(chains).map(|(records, keys, is_torn)| Scan { records, keys, segments: paths, end, is_torn })
-}
-
-type Judged = (Vec<Found>, Vec<(ChunkId, WriteKey)>, bool);
-
-/// Finds out which records count. Whatever is before a checkpoint does not, whether it is whole or not.
-fn judge(mut chains: Vec<Chain>) -> Result<Judged, ScanError> {
-    let Some(mut last) = chains.pop() else { return Ok(Judged::default()) };
-    let checkpoint = last.records.iter().rev().find_map(|found| match found.record {
-        Record::Checkpoint(position) => Some(position),
-        _ => None,
-    });
-    let checkpoint = checkpoint.filter(|position| *position >= last.begin);
-    let mut fault = last.fault.take();
-    if checkpoint.is_none() {
-        let before = chains.pop().and_then(|chain| chain.fault);
-        fault = fault.or(before).or_else(|| Some(format!("what was before {} is missing", last.begin)));
-    }
-    if last.is_torn && planted::is(Bug::TornTailIsCorruption) {
-        fault = Some("its end is torn".into());
-    }
-    match fault {
-        Some(fault) if !planted::is(Bug::CorruptionIsTornTail) => return Err(ScanError::Corrupt(fault)),
-        _ => {}
-    }
-    let keys = last.records.iter().flat_map(|found| match &found.record {
+    let Some((mut chain, checkpoint)) = judge(chains)? else {
+        return Ok(Scan { segments: paths, end, ..Scan::default() });
+    };
+    let keys = chain.records.iter().flat_map(|found| match &found.record {
         Record::Keys(keys) => keys.clone(),
         Record::Write { chunk, key: Some(key), .. } => vec![(*chunk, *key)],
         _ => Vec::new(),
     });
     let keys = keys.collect();
-    last.records.retain(|found| checkpoint.is_none_or(|checkpoint| found.position >= checkpoint));
-    Ok((last.records, keys, last.is_torn))
+    chain.records.retain(|found| found.position >= checkpoint);
+    Ok(Scan { records: chain.records, keys, segments: paths, end, is_torn: chain.is_torn, is_begun: true })
+}
+
+/// Finds out which records count, and from which position on. Whatever is before a checkpoint does not, whether it is
+/// whole or not; and a journal that has none was not begun to the end, and takes the place of none.
+fn judge(mut chains: Vec<Chain>) -> Result<Option<(Chain, u64)>, ScanError> {
+    while let Some(mut chain) = chains.pop() {
+        if chain.is_torn && planted::is(Bug::TornTailIsCorruption) {
+            chain.fault = Some("its end is torn".into());
+        }
+        if let Some(fault) = chain.fault.take().filter(|_| !planted::is(Bug::CorruptionIsTornTail)) {
+            return Err(ScanError::Corrupt(fault));
+        }
+        let checkpoint = chain.records.iter().rev().find_map(|found| match found.record {
+            Record::Checkpoint(position) => Some(position),
+            _ => None,
+        });
+        match checkpoint {
+            Some(position) if position >= chain.begin => return Ok(Some((chain, position))),
+            Some(position) => {
+                let before = chains.pop().and_then(|chain| chain.fault);
+                let missing = || format!("what was from {position} to {} is missing", chain.begin);
+                return Err(ScanError::Corrupt(before.unwrap_or_else(missing)));
+            }
+            None => {}
+        }
+    }
+    Ok(None)
 }
 
 fn load(volume: &dyn Volume) -> Result<Vec<Loaded>, ScanError> {
@@ -235,6 +242,9 @@ fn is_evidence_behind(segments: &[Loaded], position: u64, lost_power: bool) -> b
         limit = segment.limit();
         let from = (position.max(segment.base) - segment.base) as usize;
         for at in (from.next_multiple_of(ALIGNMENT)..segment.bytes.len()).step_by(ALIGNMENT) {
+            if !record::may_begin(&segment.bytes[at..]) {
+                continue;
+            }
             let head = record::open(&segment.bytes[at..], segment.base + at as u64, segment.salt);
             let place = head.map(|head| head.place).filter(|place| place.position > position);
             if place.is_some_and(|place| !lost_power || place.synced > position) {

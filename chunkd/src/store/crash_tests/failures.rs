@@ -1,0 +1,141 @@
+//! Disks that fail while they are used.
+
+use bytes::Bytes;
+use dfs_proto::{ChunkId, Version};
+
+use super::history::{content, open};
+use super::memory::{Image, MemoryVolume};
+use crate::core::message::WriteKey;
+use crate::core::unit::{UnitState, WriteStamp};
+use crate::store::StoreError;
+use crate::store::chunk_file::UnitRead;
+use crate::store::header::Header;
+use crate::store::replica_store::{OpenReplica, ReplicaStore};
+
+fn header(chunk: u64) -> Header {
+    Header {
+        chunk: ChunkId(chunk),
+        version: Version(1),
+        home: Default::default(),
+        chunk_size_log2: 17,
+        incomplete: false,
+    }
+}
+
+fn put(replica: &OpenReplica, first: u32, count: u32, seq: u64) -> Result<(), StoreError> {
+    let stamp = WriteStamp { version: Version(1), seq };
+    let units = (first..first + count).map(|unit| content(Some((seq, false)), unit));
+    let states = units.clone().map(|unit| UnitState::data(stamp, crc32c::crc32c(&unit))).collect::<Vec<_>>();
+    let key = WriteKey { client: 1, number: seq, part: 0, stamp };
+    replica.file.put(first, &states, &Bytes::from(units.flatten().collect::<Vec<_>>()), Some(key))
+}
+
+fn holds(replica: &OpenReplica, unit: u32, seq: u64) -> bool {
+    let mut buffer = vec![0; 4096];
+    let read = replica.file.read(unit, 1, &mut buffer).unwrap()[0];
+    matches!(read, UnitRead::Good(_)) && buffer == content(Some((seq, false)), unit)
+}
+
+fn start() -> (MemoryVolume, ReplicaStore, OpenReplica) {
+    let volume = MemoryVolume::new(Image::default(), true);
+    let store = open(&volume, "boot").unwrap();
+    let replica = store.create_replica(&header(1)).unwrap();
+    (volume, store, replica)
+}
+
+#[test]
+fn a_sync_that_failed_fences_the_disk_for_good_and_the_next_start_is_suspect() {
+    // The journal's sync, and that of a chunk file with first writes.
+    for count in [1, 16] {
+        let (volume, store, replica) = start();
+        put(&replica, 0, count, 1).unwrap();
+        volume.fail_syncs(1);
+        assert!(matches!(replica.sync(), Err(StoreError::Write(_))));
+        for _ in 0..3 {
+            assert!(matches!(replica.sync(), Err(StoreError::Fenced(_))));
+            assert!(matches!(put(&replica, 0, 1, 2), Err(StoreError::Fenced(_))));
+            assert!(matches!(store.disks()[0].flush(), Err(StoreError::Fenced(_))));
+            assert!(matches!(store.disks()[0].checkpoint(), Err(StoreError::Fenced(_))));
+            assert!(replica.file.read(0, 1, &mut [0; 4096]).is_err(), "nothing on it is read either");
+        }
+        assert!(matches!(store.create_replica(&header(2)), Err(StoreError::Fenced(_))));
+        let (held, _) = store.inventory(None, 10);
+        assert_eq!(held, []);
+        assert_eq!(store.stranded()[0].0, ChunkId(1));
+        store.clear_suspect();
+        drop((replica, store));
+        assert!(open(&volume, "boot").unwrap().is_suspect());
+        let told = open(&volume, "boot").unwrap();
+        told.clear_suspect();
+        drop(told);
+        assert!(!open(&volume, "boot").unwrap().is_suspect());
+    }
+}
+
+#[test]
+fn a_full_disk_takes_nothing_back_reads_go_on_and_what_waits_is_written_when_there_is_room() {
+    let (volume, store, replica) = start();
+    put(&replica, 0, 16, 1).unwrap();
+    put(&replica, 3, 1, 2).unwrap();
+    volume.fail_changes(Some(libc::ENOSPC));
+    assert!(matches!(put(&replica, 20, 10, 3), Err(StoreError::NoSpace)));
+    assert!(matches!(put(&replica, 3, 1, 4), Err(StoreError::NoSpace)));
+    assert!(
+        matches!(store.disks()[0].checkpoint(), Err(StoreError::NoSpace | StoreError::Write(_)))
+            || !store.disks()[0].has_failed()
+    );
+    drop((replica, store));
+    volume.fail_changes(None);
+    let store = open(&volume, "boot").unwrap();
+    let replica = store.open_replica(ChunkId(1)).unwrap().unwrap();
+    assert!(holds(&replica, 3, 2) && holds(&replica, 4, 1));
+    assert_eq!(replica.file.slots(20, 1)[0].state(), None);
+    assert_eq!(replica.keys.iter().map(|key| key.number).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn a_replica_that_was_closed_with_writes_in_the_journal_is_opened_with_them() {
+    let (_, store, replica) = start();
+    put(&replica, 0, 1, 1).unwrap();
+    drop(replica);
+    let again = store.open_replica(ChunkId(1)).unwrap().unwrap();
+    assert!(holds(&again, 0, 1));
+    store.disks()[0].checkpoint().unwrap();
+    assert_eq!(store.disks()[0].journal_figures().dirty_replicas, 0);
+    drop(again);
+    assert!(holds(&store.open_replica(ChunkId(1)).unwrap().unwrap(), 0, 1));
+}
+
+#[test]
+fn nothing_is_recorded_of_a_replica_that_was_deleted_while_open() {
+    let (volume, store, replica) = start();
+    put(&replica, 0, 1, 1).unwrap();
+    store.delete(ChunkId(1)).unwrap();
+    assert!(matches!(put(&replica, 0, 1, 2), Err(StoreError::Deleted)));
+    let made = store.create_replica(&header(1)).unwrap();
+    assert!(matches!(put(&replica, 0, 1, 3), Err(StoreError::Deleted)));
+    put(&made, 1, 1, 4).unwrap();
+    drop((replica, made, store));
+    let store = open(&volume, "boot").unwrap();
+    let replica = store.open_replica(ChunkId(1)).unwrap().unwrap();
+    assert!(holds(&replica, 1, 4));
+    assert_eq!(replica.file.table().len(), 1);
+}
+
+#[test]
+fn callers_share_syncs_and_a_sync_without_changes_is_free() {
+    let (volume, store, replica) = start();
+    put(&replica, 0, 1, 1).unwrap();
+    replica.sync().unwrap();
+    let syncs = || store.disks()[0].journal_figures().syncs;
+    let before = (syncs(), volume.log_length());
+    assert!(!replica.file.is_unsynced());
+    replica.sync().unwrap();
+    assert_eq!((syncs(), volume.log_length()), before);
+    let other = store.create_replica(&header(2)).unwrap();
+    put(&replica, 0, 1, 2).unwrap();
+    put(&other, 0, 1, 3).unwrap();
+    replica.sync().unwrap();
+    other.sync().unwrap();
+    assert_eq!(syncs(), before.0 + 1);
+}
