@@ -193,6 +193,8 @@ pub enum PeerRequest {
         states: Vec<UnitState>,
         /// Of the last Activate.
         activation: u64,
+        /// Whose writes they are, of those that are whole with them: to be noted together.
+        keys: Vec<WriteKey>,
     },
     /// Read and check units, and leave damaged ones out of the table from then on.
     Verify {

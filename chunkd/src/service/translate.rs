@@ -118,7 +118,8 @@ pub(super) fn peer_request(
             let states = states(&ask.crcs, &ask.versions, &ask.seqs, &ask.holes)?;
             check(ask.first_unit, states.len() as u32, COPY_UNITS_MAX)?;
             check_content(&states, payload)?;
-            PeerRequest::Push { first: ask.first_unit, states, activation: ask.activation }
+            let keys = ask.writes.iter().map(write_key).collect::<Result<_, _>>()?;
+            PeerRequest::Push { first: ask.first_unit, states, activation: ask.activation, keys }
         }
         Body::VerifyUnits(ask) => {
             check(ask.first_unit, ask.units, COPY_UNITS_MAX)?;
@@ -167,9 +168,10 @@ pub(super) fn ask_message(chunk: ChunkId, version: Version, request: PeerRequest
             Body::PeerBarrier(pb::PeerBarrier { seq, activation, writes })
         }
         PeerRequest::Fetch { first, count } => Body::FetchUnits(pb::FetchUnits { first_unit: first, units: count }),
-        PeerRequest::Push { first, states, activation } => {
+        PeerRequest::Push { first, states, activation, keys } => {
             let Lists { crcs, versions, seqs, holes } = Lists::of(states.iter());
-            Body::PushUnits(pb::PushUnits { first_unit: first, crcs, versions, seqs, holes, activation })
+            let writes = keys.iter().map(remembered_write).collect();
+            Body::PushUnits(pb::PushUnits { first_unit: first, crcs, versions, seqs, holes, activation, writes })
         }
         PeerRequest::Verify { first, count } => Body::VerifyUnits(pb::VerifyUnits { first_unit: first, units: count }),
     };

@@ -80,7 +80,8 @@ fn body() -> impl Strategy<Value = data_request::Body> {
                 versions.resize(crcs.len(), 1);
                 seqs.resize(crcs.len(), 9);
                 holes.resize(crcs.len(), true);
-                Body::PushUnits(pb::PushUnits { first_unit, crcs, versions, seqs, holes, activation })
+                let writes = Vec::new();
+                Body::PushUnits(pb::PushUnits { first_unit, crcs, versions, seqs, holes, activation, writes })
             }
         ),
     ]

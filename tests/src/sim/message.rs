@@ -133,7 +133,7 @@ pub fn peer_words(request: &PeerRequest) -> String {
         }
         PeerRequest::Barrier { seq, activation, .. } => format!("barrier up to {seq} (activation {activation:x})"),
         PeerRequest::Fetch { first, count } => format!("fetch {first}+{count}"),
-        PeerRequest::Push { first, states, activation } => {
+        PeerRequest::Push { first, states, activation, .. } => {
             format!("push {first}+{} (activation {activation:x})", states.len())
         }
         PeerRequest::Verify { first, count } => format!("verify {first}+{count}"),

@@ -79,7 +79,7 @@ pub(super) struct Activation {
     pub until: MonoMs,
     highest_seq: u64,
     /// The requests that each member has carried out.
-    keys: Vec<Vec<WriteKey>>,
+    pub keys: Vec<Vec<WriteKey>>,
     pause_ms: u64,
     asks: u32,
 }

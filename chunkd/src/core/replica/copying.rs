@@ -8,11 +8,12 @@ use bytes::{Bytes, BytesMut};
 use dfs_proto::limits::UNIT_SIZE;
 use dfs_proto::{FsError, NodeId};
 
-use super::super::message::{DiskAnswer, DiskJob, Event, PeerAnswer, PeerRequest, Tag};
+use super::super::message::{DiskAnswer, DiskJob, Event, PeerAnswer, PeerRequest, Tag, WriteKey};
 use super::super::reconcile::{self, Copy, Plan, Table};
-use super::super::unit::UnitState;
+use super::super::unit::{UnitState, WriteStamp};
 use super::activation::Activation;
 use super::call::{Call, News, Step};
+use super::dedupe::{Fate, RequestKey};
 use super::{Job, ReplicaCore};
 
 /// How the copying goes on.
@@ -53,7 +54,7 @@ enum Task {
 #[derive(Debug)]
 enum Doing {
     Fetching { tag: Tag, sources: Vec<usize>, first: u32, count: u32, is_needed: bool },
-    Storing { tag: Tag, count: u32 },
+    Storing { tags: Vec<Tag>, count: u32, keys: Vec<WriteKey> },
     ReadingToPush { tag: Tag, member: usize, first: u32, count: u32, is_healed: bool },
     Pushing { tag: Tag, member: usize, count: u32 },
     ReadingToSettle { tag: Tag, unit: u32, holders: Vec<usize> },
@@ -137,9 +138,14 @@ impl ReplicaCore {
             (Doing::Fetching { tag, first, count, sources, is_needed }, News::Peer(known, result)) if known == tag => {
                 match result.and_then(|answer| units_of(answer, count)) {
                     Ok((states, payload)) => {
-                        let put = DiskJob::Put { first, states, payload, key: None, needs_room: false };
-                        let tag = self.start(step, call, put, Job::Copy);
-                        copying.doing = Some(Doing::Storing { tag: activation.owns(tag), count });
+                        let keys = whole_writes(activation, copying, 0, &states, &self.window.keys());
+                        self.has_noted |= !keys.is_empty();
+                        let mut tags = Vec::new();
+                        for put in keyed_puts(first, &states, &payload, &keys) {
+                            let tag = self.start(step, call, put, Job::Copy);
+                            tags.push(activation.owns(tag));
+                        }
+                        copying.doing = Some(Doing::Storing { tags, count, keys });
                         Some(Copied::Pending)
                     }
                     Err(error) => {
@@ -148,20 +154,31 @@ impl ReplicaCore {
                     }
                 }
             }
-            (Doing::Storing { tag, count }, News::Disk(known, result)) if known == tag => match result {
-                Ok(_) => {
-                    copying.copied += u64::from(count);
-                    None
+            (Doing::Storing { mut tags, count, keys }, News::Disk(known, result)) if tags.contains(&known) => {
+                match result {
+                    Ok(_) => tags.retain(|tag| *tag != known),
+                    Err(FsError::NoSpace) => return Some(Copied::Failed(FsError::NoSpace)),
+                    Err(error) => return Some(Copied::OwnDisk(error)),
                 }
-                Err(FsError::NoSpace) => Some(Copied::Failed(FsError::NoSpace)),
-                Err(error) => Some(Copied::OwnDisk(error)),
-            },
+                if !tags.is_empty() {
+                    copying.doing = Some(Doing::Storing { tags, count, keys });
+                    return Some(Copied::Pending);
+                }
+                copying.copied += u64::from(count);
+                for key in keys {
+                    // The others may lack it: it is committed once this activation, or a later one, is through.
+                    self.window.set(RequestKey::of(&key), Fate::Applied { activation: 0, stamp: key.stamp });
+                }
+                None
+            }
             (Doing::ReadingToPush { tag, member, first, count, is_healed }, News::Disk(known, result))
                 if known == tag =>
             {
                 match result {
                     Ok(DiskAnswer::Units(states, content)) => {
-                        push_read(step, call, activation, copying, (member, first, is_healed), &states, &content);
+                        let own = self.window.keys();
+                        let read = Read { member, first, is_healed, states: &states, content: &content };
+                        push_read(step, call, activation, copying, &read, &own);
                         copying.doing.is_some().then_some(Copied::Pending)
                     }
                     Ok(_) => Some(Copied::Failed(FsError::Protocol(format!("{count} units were to be read")))),
@@ -245,6 +262,15 @@ fn fetch_elsewhere(
     Some(Copied::Again(error))
 }
 
+/// What was read to be pushed.
+struct Read<'a> {
+    member: usize,
+    first: u32,
+    is_healed: bool,
+    states: &'a [Option<UnitState>],
+    content: &'a Bytes,
+}
+
 /// Sends the good units of what was read to a member. Damaged ones are first taken from members that have the same:
 /// without this a member that is behind would stay behind, and be taken for a good copy later.
 fn push_read(
@@ -252,10 +278,10 @@ fn push_read(
     call: &mut Call,
     activation: &mut Activation,
     copying: &mut Copying,
-    (member, first, is_healed): (usize, u32, bool),
-    states: &[Option<UnitState>],
-    content: &Bytes,
+    read: &Read<'_>,
+    own: &[WriteKey],
 ) {
+    let Read { member, first, is_healed, states, content } = *read;
     let count = states.len() as u32;
     let bad = (first..).zip(states).filter(|(_, state)| state.is_none()).map(|(unit, _)| unit);
     let bad: Vec<u32> = bad.collect();
@@ -265,7 +291,8 @@ fn push_read(
     if bad.is_empty() {
         let payload = data_of(states, content);
         let states: Vec<_> = states.iter().flatten().copied().collect();
-        let request = PeerRequest::Push { first, states, activation: activation.number };
+        let keys = whole_writes(activation, copying, member, &states, own);
+        let request = PeerRequest::Push { first, states, activation: activation.number, keys };
         let tag = activation.send(step, call, member - 1, request, payload);
         copying.doing = Some(Doing::Pushing { tag, member, count });
         return;
@@ -293,6 +320,63 @@ fn push_read(
         at += count;
     }
     runs.into_iter().rev().for_each(|run| copying.tasks.push_front(run));
+}
+
+/// Returns whose writes the units are that are copied to `target`, of those writes of which nothing is left to be copied
+/// there. Noted earlier, a key would stand for a write that is there in part only; noted later, for one that is there and
+/// may be asked for again.
+fn whole_writes(
+    activation: &Activation,
+    copying: &Copying,
+    target: usize,
+    states: &[UnitState],
+    own: &[WriteKey],
+) -> Vec<WriteKey> {
+    let newest =
+        |unit: u32| activation.tables.iter().filter_map(|table| state_at(table, unit)).map(|state| state.stamp).max();
+    let is_left = |stamp: WriteStamp| {
+        copying.tasks.iter().any(|task| {
+            let (first, count) = match task {
+                Task::Fetch { first, count, .. } if target == 0 => (*first, *count),
+                Task::Push { member, first, count, .. } if *member == target => (*first, *count),
+                Task::Settle { unit, .. } => (*unit, 1),
+                Task::Fetch { .. } | Task::Push { .. } => return false,
+            };
+            (first..first + count).any(|unit| newest(unit) == Some(stamp))
+        })
+    };
+    let mut keys: Vec<WriteKey> = Vec::new();
+    for run in states.chunk_by(|one, next| one.stamp == next.stamp) {
+        let stamp = run[0].stamp;
+        let known = own.iter().chain(activation.keys.iter().flatten()).find(|key| key.stamp == stamp);
+        keys.extend(known.filter(|key| !keys.contains(key) && !is_left(stamp)));
+    }
+    keys
+}
+
+/// Returns the jobs that write units from `first` on, each of `keys` with the last unit of its write.
+pub(super) fn keyed_puts(first: u32, states: &[UnitState], payload: &Bytes, keys: &[WriteKey]) -> Vec<DiskJob> {
+    let mut jobs = Vec::new();
+    let mut from = 0;
+    for at in 1..=states.len() {
+        let stamp = states[at - 1].stamp;
+        let is_last = || !states[at..].iter().any(|state| state.stamp == stamp);
+        let key = keys.iter().find(|key| key.stamp == stamp).filter(|_| is_last()).copied();
+        if key.is_some() || at == states.len() {
+            let (states, payload) = cut(states, payload, from, at);
+            jobs.push(DiskJob::Put { first: first + from as u32, states, payload, key, needs_room: false });
+            from = at;
+        }
+    }
+    jobs
+}
+
+/// Returns the units `[from, to)` of a message.
+pub(super) fn cut(states: &[UnitState], payload: &Bytes, from: usize, to: usize) -> (Vec<UnitState>, Bytes) {
+    let bytes = |states: &[UnitState]| states.iter().filter(|state| !state.hole).count() * UNIT_SIZE as usize;
+    let start = bytes(&states[..from]);
+    let end = start + bytes(&states[from..to]);
+    (states[from..to].to_vec(), payload.slice(start..end))
 }
 
 /// Returns the units in the answer to Fetch.

@@ -375,7 +375,7 @@ impl ReplicaCore {
         }
         let payload = data_of(&states, &content);
         let states: Vec<UnitState> = states.into_iter().flatten().collect();
-        let request = PeerRequest::Push { first, states, activation: target.number };
+        let request = PeerRequest::Push { first, states, activation: target.number, keys: Vec::new() };
         let until = call.attempt(step, PATIENCE_MS);
         let tag = call.send(step, &target.member, target.active.version, request, payload, until);
         fill.state = State::Pushing(target, count, tag);

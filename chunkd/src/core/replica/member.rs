@@ -13,7 +13,7 @@ use super::super::reconcile::{COPY_UNITS_MAX, Table};
 use super::super::unit::{SEQ_MAX, UnitState, WriteStamp};
 use super::super::write_order::Access;
 use super::call::{Call, Flow, Interest, News, Step};
-use super::copying::data_of;
+use super::copying::{cut, data_of, keyed_puts};
 use super::dedupe::{Fate, RequestKey};
 use super::follow::{Follow, Verdict};
 use super::{Job, ReplicaCore, Role};
@@ -70,7 +70,7 @@ pub(super) struct Change {
 #[derive(Debug)]
 enum What {
     Write { seq: u64, base: u64, key: RequestKey },
-    Copy,
+    Copy { keys: Vec<WriteKey> },
 }
 
 #[derive(Debug)]
@@ -135,7 +135,7 @@ impl ReplicaCore {
                 Member::Activate(Activate { from, activation, is_filled, state: Activating::Draining })
             }
             PeerRequest::Prepare(prepare) => Member::Change(self.take_in_write(from, prepare, payload)?),
-            PeerRequest::Push { first, states, activation } => {
+            PeerRequest::Push { first, states, activation, keys } => {
                 let count = states.len() as u32;
                 self.check_units(first, count)?;
                 check_length(&states, &payload)?;
@@ -143,7 +143,7 @@ impl ReplicaCore {
                     return Err(FsError::Protocol("a seq beyond all writes".into()));
                 }
                 let state = Changing::Begun(states, payload);
-                Member::Change(Change { from, activation, first, count, what: What::Copy, state })
+                Member::Change(Change { from, activation, first, count, what: What::Copy { keys }, state })
             }
             PeerRequest::Barrier { seq, activation, keys } => {
                 Member::Barrier { from, seq, activation, keys, state: Syncing::Begun }
@@ -353,10 +353,10 @@ impl ReplicaCore {
         match change.what {
             What::Write { seq, base, .. } => Ok(follow.judge(seq, base)),
             // The primary has begun to write, so this is a copy that comes late.
-            What::Copy if follow.has_begun() && !follow.is_filled && !planted::is(Bug::NoStampOrder) => {
+            What::Copy { .. } if follow.has_begun() && !follow.is_filled && !planted::is(Bug::NoStampOrder) => {
                 Ok(Verdict::Refuse(FsError::TryAgain("units were pushed after writes had begun")))
             }
-            What::Copy => Ok(Verdict::Apply),
+            What::Copy { .. } => Ok(Verdict::Apply),
         }
     }
 
@@ -393,20 +393,32 @@ impl ReplicaCore {
                 self.has_noted = true;
                 (key.stamped(stamp), runs, true, stamp)
             }
-            What::Copy => {
+            What::Copy { .. } => {
                 let runs = replaceable_by(follow, first, &states);
                 states.iter().for_each(|state| self.order.raise(state.stamp.seq));
                 (None, runs, false, stamp)
             }
         };
-        let mut tags = Vec::with_capacity(runs.len());
+        let noted = match &change.what {
+            What::Copy { keys } => &keys[..],
+            What::Write { .. } => &[],
+        };
+        self.has_noted |= !noted.is_empty();
+        let mut jobs = Vec::with_capacity(runs.len());
         for (at, end) in runs {
-            let job = if states.is_empty() {
-                DiskJob::Zero { first: at, count: end - at, stamp, key }
+            if states.is_empty() {
+                jobs.push(DiskJob::Zero { first: at, count: end - at, stamp, key });
+                continue;
+            }
+            let (states, payload) = cut(&states, &payload, (at - first) as usize, (end - first) as usize);
+            if noted.is_empty() {
+                jobs.push(DiskJob::Put { first: at, states, payload, key, needs_room });
             } else {
-                let (states, payload) = cut(&states, &payload, (at - first) as usize, (end - first) as usize);
-                DiskJob::Put { first: at, states, payload, key, needs_room }
-            };
+                jobs.extend(keyed_puts(at, &states, &payload, noted));
+            }
+        }
+        let mut tags = Vec::with_capacity(jobs.len());
+        for job in jobs {
             tags.push(self.start(step, call, job, Job::Copy));
         }
         if tags.is_empty() {
@@ -453,11 +465,20 @@ impl ReplicaCore {
     }
 
     fn applied(&mut self, change: &Change) {
-        let What::Write { seq, key, .. } = change.what else { return };
-        let stamp = WriteStamp { version: change.from.version, seq };
-        self.window.set(key, Fate::Applied { activation: change.activation, stamp });
-        if let Some(follow) = self.same_follow(change) {
-            follow.done(seq);
+        let activation = change.activation;
+        match &change.what {
+            What::Write { seq, key, .. } => {
+                let stamp = WriteStamp { version: change.from.version, seq: *seq };
+                self.window.set(*key, Fate::Applied { activation, stamp });
+                if let Some(follow) = self.same_follow(change) {
+                    follow.done(*seq);
+                }
+            }
+            What::Copy { keys } => {
+                for key in keys {
+                    self.window.set(RequestKey::of(key), Fate::Applied { activation, stamp: key.stamp });
+                }
+            }
         }
         self.is_stirred = true;
     }
@@ -566,7 +587,7 @@ impl ReplicaCore {
 fn acknowledgement(change: &Change) -> Reply {
     Reply::Peer(match change.what {
         What::Write { seq, .. } => PeerAnswer::Prepared { seq },
-        What::Copy => PeerAnswer::Done,
+        What::Copy { .. } => PeerAnswer::Done,
     })
 }
 
@@ -583,14 +604,6 @@ fn replaceable_by(follow: &Follow, first: u32, states: &[UnitState]) -> Vec<(u32
         }
     }
     runs
-}
-
-/// Returns the units `[from, to)` of a message.
-fn cut(states: &[UnitState], payload: &Bytes, from: usize, to: usize) -> (Vec<UnitState>, Bytes) {
-    let bytes = |states: &[UnitState]| states.iter().filter(|state| !state.hole).count() * UNIT_SIZE as usize;
-    let start = bytes(&states[..from]);
-    let end = start + bytes(&states[from..to]);
-    (states[from..to].to_vec(), payload.slice(start..end))
 }
 
 fn check_length(states: &[UnitState], payload: &[u8]) -> Result<(), FsError> {

@@ -20,7 +20,7 @@ use super::barrier::unfit;
 use super::call::{Call, Flow, Interest, News, Step, Work};
 use super::change::Leave;
 use super::repair::{Repair, Repaired};
-use super::{Active, Job, ReplicaCore};
+use super::{Active, Job, ReplicaCore, Role};
 
 /// A look at the units `[first, end)`, while no write of them is under way.
 #[derive(Debug)]
@@ -129,6 +129,10 @@ impl ReplicaCore {
                         continue;
                     }
                     let Some(bad) = bad else { return Flow::End(look.answer(answer)) };
+                    if matches!(self.role, Role::Activating) {
+                        // The comparison looks after it, or it is repaired afterwards.
+                        return call.wait_for(Interest::Role);
+                    }
                     // Others may be reading it: it is repaired when they are done.
                     let unit = first + bad as u32;
                     if let Err(error) = self.enter(call, unit, unit + 1, Access::Write(u64::from(UNIT_SIZE))) {

@@ -9,7 +9,7 @@ use dfs_proto::replica_set::Member;
 use super::super::message::{DiskJob, Event, PeerRequest, Tag};
 use super::call::{ATTEMPT_MS, Call, News, Step};
 use super::copying::units_of;
-use super::{Active, Job, ReplicaCore};
+use super::{Active, Job, ReplicaCore, Role};
 
 /// A repair of one unit, whose place in the order the call holds for itself.
 #[derive(Debug)]
@@ -61,7 +61,9 @@ impl ReplicaCore {
             (State::Fetching(tag), News::Peer(known, result)) if known == *tag => {
                 match result.and_then(|answer| units_of(answer, 1)) {
                     Ok((states, payload)) => {
-                        if !self.may_read(active.activation) || !self.is_resolved(unit, unit + 1) {
+                        // Nothing is changed while tables are compared.
+                        let is_comparing = matches!(self.role, Role::Activating);
+                        if !self.may_read(active.activation) || !self.is_resolved(unit, unit + 1) || is_comparing {
                             return Repaired::Ended;
                         }
                         let put = DiskJob::Put { first: unit, states, payload, key: None, needs_room: false };

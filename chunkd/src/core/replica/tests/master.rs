@@ -10,8 +10,8 @@ use dfs_proto::{BootSession, FsError, NodeId, Version};
 
 use super::super::super::message::{MasterAnswer, Sealed};
 
-pub const LEASE_MS: u64 = 5_000;
-const GUARD_MS: u64 = 150;
+pub const LEASE_MS: u64 = 2_000;
+const GUARD_MS: u64 = 120;
 const REPLICAS: usize = 3;
 
 #[derive(Debug)]

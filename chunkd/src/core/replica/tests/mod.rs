@@ -58,16 +58,42 @@ fn whatever_goes_wrong_replicas_agree_and_clients_see_one_order() {
     let seeds = std::env::var("DFS_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
     let first = std::env::var("DFS_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     let is_traced = std::env::var("DFS_TRACE").is_ok();
+    let bug = std::env::var("DFS_BUG").ok();
+    planted::plant(bug.and_then(|name| Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == name)));
     for seed in first..first + seeds {
         let violations = violations(seed, is_traced);
         assert!(violations.is_empty(), "seed {seed}, {:?}:\n{}", faults_of(seed), violations.join("\n"));
     }
 }
 
+/// Rules whose absence this small world shows. The others need power cuts, which it has not.
+const SHOWN: [Bug; 9] = [
+    Bug::NoVersionCheck,
+    Bug::AcknowledgedEarly,
+    Bug::NoLeaseCheckOnRead,
+    Bug::DirtyRead,
+    Bug::NoDuplicateCheck,
+    Bug::NoReconcile,
+    Bug::NoStampOrder,
+    Bug::FinishSyncEarly,
+    Bug::ElectRemoved,
+];
+
 #[test]
 fn a_rule_that_is_taken_away_is_missed() {
-    for bug in [Bug::NoVersionCheck, Bug::AcknowledgedEarly, Bug::NoLeaseCheckOnRead, Bug::DirtyRead] {
-        let seed = seed_that_finds(bug, 1_000);
-        assert!(seed.is_some(), "{bug:?} was not found");
+    for bug in SHOWN {
+        assert!(seed_that_finds(bug, 1_000).is_some(), "{bug:?} was not found");
+    }
+}
+
+#[test]
+#[ignore = "lists how many seeds each rule needs"]
+fn catalogue() {
+    for bug in Bug::ALL {
+        let seed = seed_that_finds(bug, 3_000);
+        planted::plant(Some(bug));
+        let found = seed.map(|seed| std::panic::catch_unwind(|| violations(seed, false)));
+        planted::plant(None);
+        eprintln!("{bug:?}: {seed:?} {found:.200?}");
     }
 }

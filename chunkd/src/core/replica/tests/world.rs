@@ -116,6 +116,8 @@ enum Wish {
 
 #[derive(Debug, Default)]
 struct Client {
+    /// What it was told last; right as a rule.
+    located: Option<Sealed>,
     wish: Option<(Wish, u64)>,
     number: u64,
     attempt: u64,
@@ -317,7 +319,7 @@ impl World {
     }
 
     fn pulse(&mut self, id: NodeId) {
-        self.at(1_000, Event::Pulse { node: id });
+        self.at(400, Event::Pulse { node: id });
         let now = self.now;
         if !self.node(id).is_up || self.is_cut(id, NodeId(0)) {
             return;
@@ -336,7 +338,7 @@ impl World {
     }
 
     fn care(&mut self) {
-        self.at(700, Event::Care);
+        self.at(350, Event::Care);
         let mut nodes: Vec<_> = self.nodes.iter().map(|node| node.id).collect();
         let turn = self.random.below(u64::from(NODES)) as usize;
         nodes.rotate_left(turn);
@@ -599,7 +601,10 @@ impl World {
             self.record(client, wish, value, u64::MAX, None);
             self.clients[client].wish = None;
         }
-        if self.clients[client].wish.is_none() {
+        if self.clients[client].wish.is_some() {
+            // No answer came.
+            self.clients[client].located = None;
+        } else {
             if self.clients[client].left == 0 {
                 return;
             }
@@ -635,8 +640,11 @@ impl World {
         let Some((wish, value)) = client.wish else { return };
         let request = request(wish, value, at as u64 + 1, number);
         self.at(CALL_MS + 500, Event::Retry { client: at, attempt });
-        let grant: Sealed = self.master.grant();
-        let node = self.master.primary;
+        if self.clients[at].located.is_none() || self.random.chance(100) {
+            self.clients[at].located = Some(self.master.grant());
+        }
+        let Some(grant) = self.clients[at].located.clone() else { return };
+        let node = grant.grant.primary;
         if !self.random.chance(self.faults.drop) {
             let origin = Origin::Client { client: at, attempt };
             let request = Request::Client { grant, request };
@@ -662,7 +670,7 @@ impl World {
                 self.record(client, wish, value, u64::MAX, None);
                 self.clients[client].wish = None;
             }
-            Err(_) => {}
+            Err(_) => self.clients[client].located = None,
         }
         let wait = 1 + self.random.below(60);
         self.clients[client].attempt += 1;
