@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dfs_proto::planted::{self, Bug};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::super::StoreError;
 use super::super::chunk_file::write_error;
@@ -53,8 +53,9 @@ pub struct Log {
     volume: Arc<dyn Volume>,
     segment_bytes: u64,
     fresh_salt: fn() -> u64,
-    /// Held while a sync is under way. Taken before `tail`.
-    sync: Mutex<()>,
+    /// A sync is under way. Whoever waits for it may be served by it, so nobody holds the lock meanwhile.
+    is_syncing: Mutex<bool>,
+    sync_ended: Condvar,
     tail: Mutex<Tail>,
     /// The end of the last record, marks of syncs aside.
     wanted: AtomicU64,
@@ -99,7 +100,8 @@ impl Log {
             volume,
             segment_bytes,
             fresh_salt,
-            sync: Mutex::default(),
+            is_syncing: Mutex::default(),
+            sync_ended: Condvar::new(),
             tail: Mutex::new(tail),
             wanted: AtomicU64::new(base),
             synced: AtomicU64::new(base),
@@ -190,7 +192,7 @@ impl Log {
 
     /// Goes on in another segment, unless somebody else has seen to it.
     fn roll(&self, length: usize, is_write: bool) -> Result<(), StoreError> {
-        let _sync = self.sync.lock();
+        let _turn = self.turn(u64::MAX).expect("no sync gets so far");
         // Most of it is synced without keeping others from adding records.
         self.sync_current()?;
         let mut tail = self.tail.lock();
@@ -219,15 +221,28 @@ impl Log {
     ///
     /// [`StoreError::Write`], from then on always.
     pub fn sync(&self, position: u64) -> Result<(), StoreError> {
-        if self.synced() < position {
-            let _sync = self.sync.lock();
+        if let Some(_turn) = self.turn(position) {
             self.check()?;
-            if self.synced() < position {
-                self.sync_current()?;
-                self.note_sync()?;
-            }
+            self.sync_current()?;
+            self.note_sync()?;
         }
         self.check()
+    }
+
+    /// Waits until no other sync is under way; `None` if everything before `position` has been synced by then.
+    fn turn(&self, position: u64) -> Option<Turn<'_>> {
+        let mut is_syncing = self.is_syncing.lock();
+        loop {
+            if self.synced() >= position {
+                return None;
+            }
+            if !*is_syncing {
+                *is_syncing = true;
+                return Some(Turn { log: self });
+            }
+            // After a failure nothing is synced any more; then the turn is taken, and the caller finds out.
+            self.sync_ended.wait(&mut is_syncing);
+        }
     }
 
     /// Older segments are synced when they end.
@@ -344,6 +359,18 @@ impl Log {
         if matches!(error, StoreError::Write(_)) {
             self.has_failed.store(true, Ordering::Release);
         }
+    }
+}
+
+/// The right to sync.
+struct Turn<'a> {
+    log: &'a Log,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.log.is_syncing.lock() = false;
+        self.log.sync_ended.notify_all();
     }
 }
 
