@@ -44,6 +44,8 @@ pub struct Checks {
     pub sick: BTreeSet<u32>,
     /// Chunks that had no good copy, and the version then.
     lost: BTreeMap<ChunkId, Version>,
+    /// Chunks that ever had none.
+    bereft: BTreeSet<ChunkId>,
     forgotten: BTreeSet<ChunkId>,
     /// What was found wrong.
     pub violations: Vec<Violation>,
@@ -70,7 +72,7 @@ impl Checks {
     ) {
         for fact in seen {
             match fact {
-                Seen::SetsChanged => self.sets_changed(sets(), nodes),
+                Seen::SetsChanged => self.sets_changed(sets(), context, nodes),
                 Seen::VersionKept { server, chunk, version } => self.version_kept(server, chunk, version),
                 Seen::Served { server, chunk, version, is_read, written, .. } => {
                     self.served(server, chunk, version, is_read);
@@ -86,7 +88,7 @@ impl Checks {
         }
     }
 
-    fn sets_changed(&mut self, sets: BTreeMap<Home, Chunk>, nodes: &[ChunkNode]) {
+    fn sets_changed(&mut self, sets: BTreeMap<Home, Chunk>, context: &mut Context, nodes: &[ChunkNode]) {
         for node in nodes {
             if let Some(id) = node.node() {
                 self.servers.insert(id, node.at);
@@ -97,6 +99,13 @@ impl Checks {
         self.tainted.retain(|(chunk, server)| {
             sets.get(chunk).is_some_and(|(_, set)| set.in_sync.iter().any(|node| servers.get(node) == Some(server)))
         });
+        // The last good copy may be one that the master has to leave: it hears nothing of its server.
+        let bereft = |(chunk, (_, set)): (&ChunkId, &(Home, Chunk))| {
+            let is_new = self.lost.get(chunk).is_none_or(|then| *then < set.version);
+            (is_new && self.good(*chunk).is_empty()).then_some(*chunk)
+        };
+        let bereft: Vec<ChunkId> = self.sets.iter().filter_map(bereft).collect();
+        bereft.into_iter().for_each(|chunk| self.lose(context, chunk));
         let mut found = Vec::new();
         for ((server, chunk), version) in &self.kept {
             if let Some((_, set)) = self.sets.get(chunk)
@@ -239,15 +248,21 @@ impl Checks {
         set.is_some_and(|set| set.in_sync.iter().any(|node| self.servers.get(node) == Some(&server)))
     }
 
+    /// Returns whether a chunk ever had no good copy: what is asked of the others is not asked of it.
+    pub fn was_bereft(&self, chunk: ChunkId) -> bool {
+        self.bereft.contains(&chunk)
+    }
+
     /// Returns the servers that have a good copy.
     pub fn good(&self, chunk: ChunkId) -> Vec<u32> {
         let Some((_, set)) = self.sets.get(&chunk) else { return Vec::new() };
         set.in_sync.iter().filter_map(|node| self.server(*node)).filter(|server| self.is_good(chunk, *server)).collect()
     }
 
-    /// Returns whether every chunk keeps a good copy if these servers lose theirs.
-    pub fn may_rob(&self, servers: &[u32]) -> bool {
-        self.sets.keys().all(|chunk| self.good(*chunk).iter().any(|server| !servers.contains(server)))
+    /// Returns whether every chunk keeps so many good copies if these servers lose theirs.
+    pub fn may_rob(&self, servers: &[u32], left: usize) -> bool {
+        let count = |chunk: &ChunkId| self.good(*chunk).iter().filter(|server| !servers.contains(server)).count();
+        self.sets.keys().all(|chunk| count(chunk) >= left)
     }
 
     /// A server has lost what it had not synced, or worse.
@@ -260,16 +275,23 @@ impl Checks {
 
     /// One replica was damaged.
     pub fn rob(&mut self, context: &mut Context, chunk: ChunkId, server: u32) {
-        let Some((home, set)) = self.sets.get(&chunk).filter(|_| self.is_member(chunk, server)) else { return };
-        let (home, version) = (*home, set.version);
+        if !self.is_member(chunk, server) {
+            return;
+        }
         self.tainted.insert((chunk, server));
         if self.good(chunk).is_empty() || self.lost.contains_key(&chunk) {
-            self.lost.insert(chunk, version);
-            if let Some(file) = context.files.of_inode(home.inode) {
-                let (span, now) = (chunk_span(file.id, home.index), context.now());
-                context.history.lose(span, now);
-                context.trace.say(now, || format!("chunk {chunk} has no good copy: what was not synced may go"));
-            }
+            self.lose(context, chunk);
+        }
+    }
+
+    fn lose(&mut self, context: &mut Context, chunk: ChunkId) {
+        let Some((home, set)) = self.sets.get(&chunk) else { return };
+        self.lost.insert(chunk, set.version);
+        self.bereft.insert(chunk);
+        if let Some(file) = context.files.of_inode(home.inode) {
+            let (span, now) = (chunk_span(file.id, home.index), context.now());
+            context.history.lose(span, now);
+            context.trace.say(now, || format!("chunk {chunk} has no good copy: what was not synced may go"));
         }
     }
 

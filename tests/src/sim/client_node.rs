@@ -193,10 +193,11 @@ impl ClientNode {
         ))
     }
 
-    /// Returns an operation that is under way.
-    pub fn busy(&self) -> Option<String> {
-        let busy = self.lanes.iter().flatten().next()?;
-        Some(format!("{}: {:?} of file {} since {}", self.place, busy.what, busy.file.0, busy.began))
+    /// Returns the operations that are under way, by file.
+    pub fn busy(&self) -> Vec<(FileId, String)> {
+        let words =
+            |busy: &Operation| format!("{}: {:?} of file {} since {}", self.place, busy.what, busy.file.0, busy.began);
+        self.lanes.iter().flatten().map(|busy| (busy.file, words(busy))).collect()
     }
 
     // ------------------------------------------------------------ events

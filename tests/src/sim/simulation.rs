@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use dfs_chunkd::core::unit::UnitState;
+use dfs_master::core::record::Chunk;
 use dfs_proto::limits::UNIT_SIZE;
 use dfs_proto::{ChunkId, ChunkIndex};
 
@@ -19,6 +20,7 @@ use super::context::{Context, Event, Failure};
 use super::disk::{Disk, Sickness};
 use super::faults::{Mode, Swarm};
 use super::files::{CHUNK_SIZE_LOG2, CHUNK_SLOTS, Purpose, chunk_span};
+use super::history::FileId;
 use super::master_node::{MasterNode, Times};
 use super::network::{Network, Place};
 use super::scheduler::{HostClock, Time, ms, seconds};
@@ -39,7 +41,7 @@ const OPERATIONS: u32 = 310;
 /// After faults are mended, operations end within this.
 const HEAL_US: u64 = seconds(30);
 /// And the redundancy is back within this.
-const REST_US: u64 = seconds(180);
+const REST_US: u64 = seconds(420);
 /// Everything is scrubbed within this, in the end.
 const SCRUB_US: u64 = seconds(60);
 /// An operation may take so long beyond its deadline.
@@ -88,7 +90,7 @@ pub struct Simulation {
     seed: u64,
     phase: Phase,
     since: Time,
-    reads: Vec<(super::history::FileId, ChunkIndex)>,
+    reads: Vec<(FileId, ChunkIndex)>,
     reads_failed: u32,
 }
 
@@ -356,22 +358,22 @@ impl Simulation {
             return self.go_to(Phase::Rest);
         }
         if elapsed > HEAL_US {
-            match self.swarm.mode {
-                Mode::Atlas => {
-                    let busy = self.clients.iter().find_map(ClientNode::busy).unwrap_or_default();
-                    self.checks.violated("F3", format!("30 s after the last fault was mended: {busy}"));
-                }
-                // It may wait for data that are gone for good.
-                Mode::Unlimited if elapsed > seconds(150) => {
-                    self.checks.violated("F3", "an operation has no end".into())
-                }
-                Mode::Unlimited => {}
+            // What waits for data that are gone for good may do so until its own deadline.
+            let may_wait = |file: FileId| self.swarm.mode == Mode::Unlimited || self.is_bereft(file, None);
+            let busy = self.clients.iter().flat_map(ClientNode::busy).find(|(file, _)| !may_wait(*file));
+            if let Some((_, what)) = busy {
+                self.checks.violated("F3", format!("30 s after the last fault was mended: {what}"));
+            } else if elapsed > seconds(150) {
+                self.checks.violated("F3", "an operation has no end".into());
             }
         }
     }
 
     fn resting(&mut self, elapsed: u64) {
-        let thin = self.checks.sets.iter().find(|(_, (_, set))| set.in_sync.len() < 3 || !set.syncing.is_empty());
+        let is_thin = |chunk: &ChunkId, set: &Chunk| {
+            (set.in_sync.len() < 3 || !set.syncing.is_empty()) && !self.checks.was_bereft(*chunk)
+        };
+        let thin = self.checks.sets.iter().find(|(chunk, (_, set))| is_thin(chunk, set));
         match (thin, self.swarm.mode) {
             (None, _) => self.compare(Phase::Compare),
             (Some((chunk, (_, set))), Mode::Atlas) if elapsed > REST_US => {
@@ -389,6 +391,7 @@ impl Simulation {
         self.reads = usable
             .iter()
             .flat_map(|file| (0..self.context.files.get(*file).chunks).map(|index| (*file, ChunkIndex(index))))
+            .filter(|(file, index)| self.swarm.mode == Mode::Unlimited || !self.is_bereft(*file, Some(*index)))
             .collect();
         self.reads_failed = self.clients[0].done.1;
         self.go_to(phase);
@@ -459,7 +462,11 @@ impl Simulation {
                         }
                         Some(_) => {}
                     },
-                    Err(error) if self.swarm.mode == Mode::Atlas && self.is_written(chunk) => {
+                    Err(error)
+                        if self.swarm.mode == Mode::Atlas
+                            && self.is_written(chunk)
+                            && !self.checks.was_bereft(chunk) =>
+                    {
                         return self
                             .checks
                             .violated("R5", format!("chunk {chunk}: chunk{at} is in sync and says: {error}"));
@@ -468,6 +475,14 @@ impl Simulation {
                 }
             }
         }
+    }
+
+    /// Returns whether a file has a chunk (that one, if named) without a good copy.
+    fn is_bereft(&self, file: FileId, index: Option<ChunkIndex>) -> bool {
+        let inode = self.context.files.get(file).inode;
+        self.checks.sets.iter().any(|(chunk, (home, _))| {
+            Some(home.inode) == inode && index.is_none_or(|index| index == home.index) && self.checks.was_bereft(*chunk)
+        })
     }
 
     fn is_written(&self, chunk: ChunkId) -> bool {
@@ -575,7 +590,7 @@ impl Simulation {
     fn replace_broken_disk(&mut self, at: u32) {
         let is_up = self.context.is_up(Place::Chunk(at));
         let is_broken = !is_up || self.servers[at as usize - 1].store.has_failed();
-        if is_broken && (self.swarm.mode == Mode::Unlimited || self.checks.may_rob(&[at])) {
+        if is_broken && (self.swarm.mode == Mode::Unlimited || self.checks.may_rob(&[at], 1)) {
             self.wipe_server(at);
             self.start_server(at);
         }

@@ -294,7 +294,7 @@ impl Simulation {
                 self.context.process_mut(place).clock.jump(by);
             }
             Kind::Wipe => {
-                if !self.may_rob(&[at]) {
+                if !self.may_wipe(at) {
                     return false;
                 }
                 self.wipe_server(at);
@@ -315,7 +315,13 @@ impl Simulation {
     }
 
     fn may_rob(&self, servers: &[u32]) -> bool {
-        self.swarm.mode == Mode::Unlimited || self.checks.may_rob(servers)
+        self.swarm.mode == Mode::Unlimited || self.checks.may_rob(servers, 1)
+    }
+
+    /// Returns whether what a server has may be gone for good: not the last but one good copy, for the server of the last
+    /// may be cut off, and left by the master before it is back.
+    pub(super) fn may_wipe(&self, at: u32) -> bool {
+        self.swarm.mode == Mode::Unlimited || self.checks.may_rob(&[at], 2)
     }
 
     fn strike_links(&mut self, kind: Kind, lasts: u64) {

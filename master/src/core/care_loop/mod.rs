@@ -195,6 +195,13 @@ impl Care {
         let fact = |node: &FleetNode| (node.state, node.is_draining, node.suspect_seq);
         let facts = |fleet: &Fleet| fleet.iter().map(|(id, node)| (id, fact(node))).collect::<Vec<_>>();
         let before = facts(&self.fleet);
+        // What a server failed to do in an earlier run says nothing about this one.
+        let is_new_run = |id: NodeId| {
+            let boot = |node: &FleetNode| node.boot;
+            nodes.get(&id).map(boot) != self.fleet.node(id).map(boot)
+        };
+        self.failures.retain(|(_, node), _| !is_new_run(*node));
+        self.refused.retain(|(_, node), _| !is_new_run(*node));
         self.fleet.refresh(nodes);
         let changed = before != facts(&self.fleet);
         if changed {
