@@ -407,7 +407,7 @@ impl ReplicaCore {
         asking: Asking,
     ) -> Next {
         let mut contradicting = Vec::new();
-        activation.tables.extend(asking.own_table);
+        activation.tables.extend(asking.own_table.map(|table| self.with_spoiled(table)));
         for (asked, member) in asking.others.into_iter().zip(&activation.others) {
             match asked {
                 Asked::Told(told) => {
@@ -455,6 +455,7 @@ impl ReplicaCore {
             Copied::Again(error) => self.pause(step, call, activation, error),
             Copied::Failed(error) => Next::End(Driven::Failed(error)),
             Copied::OwnDisk(error) => Next::End(own_disk(&error)),
+            Copied::Unfit(reason) => Next::End(Driven::Leave(reason)),
         }
     }
 

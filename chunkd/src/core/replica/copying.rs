@@ -1,5 +1,9 @@
 //! Making all members equal, as part of an activation: doubts, pulls, pushes, one after the other. Nothing as a rule.
 //!
+//! A unit that is damaged is taken from whoever has the same. If nobody has, and a member has an older one that is good,
+//! then its last write was never acknowledged, since a member lacks it, and cannot be completed any more. Whoever has
+//! parts of it leaves the set, so that it is not taken for one that was carried out.
+//!
 //! Members are counted as in the plan: 0 is our own replica.
 
 use std::collections::VecDeque;
@@ -26,6 +30,8 @@ pub(super) enum Copied {
     Again(FsError),
     Failed(FsError),
     OwnDisk(FsError),
+    /// This replica must not be the primary's; why.
+    Unfit(String),
 }
 
 /// What is left to copy.
@@ -49,15 +55,54 @@ enum Task {
     Push { member: usize, first: u32, count: u32, is_healed: bool },
     /// Equal stamps, different content: whoever's data matches its checksum is right; ours is asked first.
     Settle { unit: u32, holders: Vec<usize> },
+    /// A member has a newer state of a unit than we, and it is damaged.
+    Doubt { unit: u32, source: usize, error: FsError },
 }
 
 #[derive(Debug)]
 enum Doing {
-    Fetching { tag: Tag, sources: Vec<usize>, first: u32, count: u32, is_needed: bool },
-    Storing { tags: Vec<Tag>, count: u32, keys: Vec<WriteKey> },
-    ReadingToPush { tag: Tag, member: usize, first: u32, count: u32, is_healed: bool },
-    Pushing { tag: Tag, member: usize, count: u32 },
-    ReadingToSettle { tag: Tag, unit: u32, holders: Vec<usize> },
+    Fetching {
+        tag: Tag,
+        sources: Vec<usize>,
+        first: u32,
+        count: u32,
+        is_needed: bool,
+    },
+    Storing {
+        tags: Vec<Tag>,
+        count: u32,
+        keys: Vec<WriteKey>,
+    },
+    ReadingToPush {
+        tag: Tag,
+        member: usize,
+        first: u32,
+        count: u32,
+        is_healed: bool,
+    },
+    Pushing {
+        tag: Tag,
+        member: usize,
+        count: u32,
+    },
+    ReadingToSettle {
+        tag: Tag,
+        unit: u32,
+        holders: Vec<usize>,
+    },
+    ReadingToDoubt {
+        tag: Tag,
+        unit: u32,
+        source: usize,
+        error: FsError,
+    },
+    /// Until the member has said which of its units are damaged, as these `bad` ones of ours are.
+    Verifying {
+        tag: Tag,
+        member: usize,
+        bad: Vec<u32>,
+        good: Vec<(u32, u32)>,
+    },
 }
 
 impl Copying {
@@ -119,6 +164,10 @@ impl ReplicaCore {
                 let tag = self.start(step, call, DiskJob::Read { first: unit, count: 1 }, Job::Compare);
                 Doing::ReadingToSettle { tag: activation.owns(tag), unit, holders }
             }
+            Task::Doubt { unit, source, error } => {
+                let tag = self.start(step, call, DiskJob::Read { first: unit, count: 1 }, Job::Compare);
+                Doing::ReadingToDoubt { tag: activation.owns(tag), unit, source, error }
+            }
         };
         copying.doing = Some(doing);
         Copied::Pending
@@ -177,6 +226,11 @@ impl ReplicaCore {
                 match result {
                     Ok(DiskAnswer::Units(states, content)) => {
                         let own = self.window.keys();
+                        for (unit, _) in (first..).zip(&states).filter(|(_, state)| state.is_none()) {
+                            // Left out of our next table, it would be taken for one that was never written.
+                            let known = state_at(&activation.tables[0], unit).map(|state| (unit, state));
+                            self.spoiled.extend(known);
+                        }
                         let read = Read { member, first, is_healed, states: &states, content: &content };
                         push_read(step, call, activation, copying, &read, &own);
                         copying.doing.is_some().then_some(Copied::Pending)
@@ -193,13 +247,7 @@ impl ReplicaCore {
                         None
                     }
                     Ok(_) => Some(Copied::Lost(node, "it answered something else to a push".into())),
-                    // It may be restarting, or follow another activation: the next attempt will tell.
-                    Err(error @ (FsError::TryAgain(_) | FsError::Stale(_) | FsError::NoReplica(_)))
-                        if step.now() < activation.until =>
-                    {
-                        Some(Copied::Again(error))
-                    }
-                    Err(error) => Some(Copied::Lost(node, error.to_string())),
+                    Err(error) => Some(refused_push(activation, member, step.now() < activation.until, error)),
                 }
             }
             (Doing::ReadingToSettle { tag, unit, holders }, News::Disk(known, result)) if known == tag => {
@@ -219,11 +267,52 @@ impl ReplicaCore {
                     Err(error) => Some(Copied::OwnDisk(error)),
                 }
             }
+            (Doing::ReadingToDoubt { tag, unit, source, error }, News::Disk(known, result)) if known == tag => {
+                match result {
+                    // As we are a member, what was written there last was never acknowledged, and cannot be had any more.
+                    // No part of that write may come from whoever has the rest of it.
+                    Ok(DiskAnswer::Units(states, _)) if states.first().is_some_and(Option::is_some) => {
+                        let wanted = state_at(&activation.tables[source], unit);
+                        let has_it = |table: &Table| state_at(table, unit) == wanted;
+                        for (member, table) in activation.others.iter().zip(&activation.tables[1..]) {
+                            if has_it(table) {
+                                self.lost.insert(member.node, "it has a part of a write only".to_owned());
+                            }
+                        }
+                        let node = activation.others[source - 1].node;
+                        Some(Copied::Lost(node, "it has a part of a write only".to_owned()))
+                    }
+                    // A member leaves a damaged unit out of its next table, so the next comparison goes without it.
+                    Ok(_) => Some(Copied::Again(error)),
+                    Err(error) => Some(Copied::OwnDisk(error)),
+                }
+            }
+            (Doing::Verifying { tag, member, bad, good }, News::Peer(known, result)) if known == tag => match result {
+                // They stay as they are everywhere: reads of them go on to say so.
+                Ok(PeerAnswer::Verified { bad: theirs, .. }) if bad.iter().all(|unit| theirs.contains(unit)) => {
+                    let push = |(first, count)| Task::Push { member, first, count, is_healed: true };
+                    good.into_iter().rev().for_each(|run| copying.tasks.push_front(push(run)));
+                    None
+                }
+                // The member's older state is good. As it is a member, what was written there last was never acknowledged:
+                // it must be nowhere, or be written again as a whole.
+                Ok(_) => Some(Copied::Unfit("a write that no other replica has is damaged".to_owned())),
+                Err(error) => Some(refused_push(activation, member, step.now() < activation.until, error)),
+            },
             (doing, _) => {
                 copying.doing = Some(doing);
                 Some(Copied::Pending)
             }
         }
+    }
+}
+
+/// Returns what is made of a member that did not take units.
+fn refused_push(activation: &Activation, member: usize, is_early: bool, error: FsError) -> Copied {
+    match error {
+        // It may be restarting, or follow another activation: the next attempt will tell.
+        FsError::TryAgain(_) | FsError::Stale(_) | FsError::NoReplica(_) if is_early => Copied::Again(error),
+        _ => Copied::Lost(activation.others[member - 1].node, error.to_string()),
     }
 }
 
@@ -258,7 +347,10 @@ fn fetch_elsewhere(
     if is_silent {
         return Some(Copied::Lost(activation.others[source - 1].node, error.to_string()));
     }
-    // A member leaves a damaged unit out of its next table, so the next comparison goes without it.
+    if matches!(error, FsError::Corrupt(_)) {
+        copying.tasks.push_front(Task::Doubt { unit: first, source, error });
+        return None;
+    }
     Some(Copied::Again(error))
 }
 
@@ -309,17 +401,17 @@ fn push_read(
         }
         return;
     }
-    // They stay as they are everywhere: reads of them go on to say so, or find a good copy.
     let mut at = first;
-    let mut runs = Vec::new();
+    let mut good = Vec::new();
     for run in states.chunk_by(|one, next| one.is_some() == next.is_some()) {
         let count = run.len() as u32;
         if run[0].is_some() {
-            runs.push(Task::Push { member, first: at, count, is_healed: true });
+            good.push((at, count));
         }
         at += count;
     }
-    runs.into_iter().rev().for_each(|run| copying.tasks.push_front(run));
+    let tag = activation.send(step, call, member - 1, PeerRequest::Verify { first, count }, Bytes::new());
+    copying.doing = Some(Doing::Verifying { tag, member, bad, good });
 }
 
 /// Returns whose writes the units are that are copied to `target`, of those writes of which nothing is left to be copied
@@ -339,7 +431,7 @@ fn whole_writes(
             let (first, count) = match task {
                 Task::Fetch { first, count, .. } if target == 0 => (*first, *count),
                 Task::Push { member, first, count, .. } if *member == target => (*first, *count),
-                Task::Settle { unit, .. } => (*unit, 1),
+                Task::Settle { unit, .. } | Task::Doubt { unit, .. } => (*unit, 1),
                 Task::Fetch { .. } | Task::Push { .. } => return false,
             };
             (first..first + count).any(|unit| newest(unit) == Some(stamp))

@@ -57,7 +57,8 @@ use super::message::{
     CallId, ClientRequest, Context, DiskAnswer, DiskJob, Effect, Event, Input, ReplicaOrder, Reply, Request, Sealed,
     Tag, WriteKey,
 };
-use super::unit::WriteStamp;
+use super::reconcile::Table;
+use super::unit::{UnitState, WriteStamp};
 use super::write_order::{Access, Ticket, WriteOrder};
 use activation::{Activation, Driven};
 use call::{Call, Flow, Interest, News, Step, Work};
@@ -108,6 +109,9 @@ pub struct ReplicaCore {
     reading: Option<Arc<Active>>,
     /// Units `[first, end)` of writes that were applied here and perhaps not by all.
     unresolved: Vec<(u32, u32)>,
+    /// Units of this replica that were found damaged when they were to be brought to others, as they had been. Others may
+    /// have older ones, and what became of that write is not settled.
+    spoiled: BTreeMap<u32, UnitState>,
     /// Members that were silent for too long, and are to be dropped by the next activation; why.
     lost: BTreeMap<NodeId, String>,
     /// Members that had no room when they were last asked, and until when they are not asked again.
@@ -216,6 +220,7 @@ impl ReplicaCore {
             activation: None,
             reading: None,
             unresolved: Vec::new(),
+            spoiled: BTreeMap::new(),
             lost: BTreeMap::new(),
             full: BTreeMap::new(),
             past_activations: Vec::new(),
@@ -624,6 +629,13 @@ impl ReplicaCore {
         !self.unresolved.iter().any(|range| range.0 < end && first < range.1)
     }
 
+    /// Returns what is told of this replica's units, from its table on disk, which leaves damaged ones out.
+    fn with_spoiled(&self, table: Table) -> Table {
+        let mut all = self.spoiled.clone();
+        all.extend(table);
+        all.into_iter().collect()
+    }
+
     /// Notes that the members may differ in the units `[first, end)` from now on, and ends `activation`.
     fn leave_unresolved(&mut self, activation: u64, first: u32, end: u32) {
         if self.may_read(activation) {
@@ -641,6 +653,7 @@ impl ReplicaCore {
         let (version, copied, doubts) = (active.version, active.copied, active.doubts);
         let active = Arc::new(active);
         self.unresolved.clear();
+        self.spoiled.clear();
         self.lost.clear();
         self.reading = Some(Arc::clone(&active));
         self.turn(Role::Primary(active));

@@ -388,14 +388,16 @@ impl World {
                 self.log(|| format!("cut {id} and {other}"));
             }
             4 if faults.rot => {
-                // One fault at a time: the others have what goes bad here.
+                // One fault at a time: the others have what goes bad here, or it was never acknowledged.
                 let members = self.master.members.clone();
                 let tables: Vec<_> = members.iter().map(|id| self.node(*id).disk.units.clone()).collect();
                 let is_everywhere = |unit: &u32| {
                     let state = |table: &BTreeMap<u32, (UnitState, Bytes)>| table.get(unit).map(|(state, _)| *state);
                     tables.iter().all(|table| state(table) == state(&tables[0]))
                 };
-                let units: Vec<u32> = self.node(id).disk.units.keys().copied().filter(is_everywhere).collect();
+                let may_be_anywhere = members.len() > 1 && self.random.chance(500);
+                let may_rot = |unit: &u32| may_be_anywhere || is_everywhere(unit);
+                let units: Vec<u32> = self.node(id).disk.units.keys().copied().filter(may_rot).collect();
                 if !units.is_empty() && self.nodes.iter().all(|node| node.disk.rotten.is_empty()) {
                     let unit = units[self.random.below(units.len() as u64) as usize];
                     self.node(id).disk.rotten.insert(unit);
