@@ -711,7 +711,7 @@ impl ClientNode {
                 "file {} is a log; its size covers slots {}+{}, which hold {values:?}",
                 span.file.0, span.first, span.count
             );
-            context.seen.push(Seen::Wrong { rule: "size-follows-data", what });
+            context.seen.push(Seen::ZerosInLog { span, what });
         }
         Ok(())
     }

@@ -2,6 +2,8 @@
 
 use dfs_proto::{ChunkId, SessionId, Version};
 
+use super::history::Span;
+
 /// One fact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
@@ -49,6 +51,13 @@ pub enum Seen {
     Stopped {
         /// Which chunk server.
         server: u32,
+    },
+    /// The size of a log covers zeros.
+    ZerosInLog {
+        /// Where.
+        span: Span,
+        /// What was seen.
+        what: String,
     },
     /// Something is wrong for certain.
     Wrong {

@@ -80,6 +80,7 @@ impl NodeStore {
             segment_bytes: 256 << 10,
             journal_max: 1 << 20,
             pending_max,
+            is_scaled: false,
             fresh_salt: fresh_number,
             fresh_id,
             ..StoreOptions::default()
@@ -331,6 +332,11 @@ impl NodeStore {
                 let extents = open.file.extents(first, count);
                 checked()?;
                 return Ok(DiskAnswer::Extents(extents));
+            }
+            DiskJob::Entries { first, count } => {
+                let entries = open.file.entries(first, count);
+                checked()?;
+                return Ok(DiskAnswer::Table(entries));
             }
             DiskJob::Read { first, count } => {
                 let mut buffer = vec![0; (count * UNIT_SIZE) as usize];
