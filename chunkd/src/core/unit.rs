@@ -49,4 +49,20 @@ impl UnitState {
     pub fn tombstone(stamp: WriteStamp) -> Self {
         Self { stamp, crc: ZERO_UNIT_CRC, hole: true }
     }
+
+    /// Returns a unit whose content is lost: it comes without any, and the checksum is that of what it should be. If that
+    /// is zeros, nothing is lost.
+    pub fn lost(stamp: WriteStamp, crc: u32) -> Self {
+        Self { stamp, crc, hole: true }
+    }
+
+    /// Returns a unit that is lost with its entry: any write is newer.
+    pub fn lost_entry() -> Self {
+        Self::lost(WriteStamp { version: Version(1), seq: 1 }, !ZERO_UNIT_CRC)
+    }
+
+    /// Returns whether its content is lost. Tables never have such a unit; it is told to replicas that are filled.
+    pub fn is_lost(&self) -> bool {
+        self.hole && self.crc != ZERO_UNIT_CRC
+    }
 }

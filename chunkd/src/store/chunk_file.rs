@@ -30,6 +30,8 @@ use crate::core::unit::{UnitState, WriteStamp};
 
 /// Entries that are read at once when a table is loaded: 64 KiB.
 const LOAD_ENTRIES: u32 = 2048;
+/// What a table is read by where it cannot be read at once.
+const SECTOR_BYTES: usize = 512;
 /// Units that are written at once when the overlay goes into the file: 1 MiB.
 const WRITE_BACK_UNITS: usize = 256;
 
@@ -174,6 +176,12 @@ impl ChunkFile {
         (first..first + count).map(|unit| state.map.get(unit)).collect()
     }
 
+    /// Returns what is known of `count` units from `first` on, of damaged ones too.
+    pub fn entries(&self, first: u32, count: u32) -> Table {
+        let slots = self.slots(first, count);
+        (first..).zip(slots).filter_map(|(unit, slot)| Some((unit, slot.state()?))).collect()
+    }
+
     /// Returns the units that were ever written, tombstones too, without those that are known to be damaged.
     pub fn table(&self) -> Table {
         let mut table = Table::new();
@@ -259,7 +267,8 @@ impl ChunkFile {
     }
 
     /// Writes units from `first` on: `payload` has the content of those that are not holes, in order. Checksums are the
-    /// caller's and are not computed again. `key` says whose request it is, if that is to be remembered.
+    /// caller's and are not computed again. `key` says whose request it is, if that is to be remembered. Units whose content
+    /// is lost are damaged here too.
     ///
     /// # Errors
     ///
@@ -302,13 +311,23 @@ impl ChunkFile {
                 self.file.write_at(&payload[range.clone()], data_offset(*unit)).map_err(write_error)?;
             }
         }
-        let crcs = states.iter().filter(|state| !state.hole).map(|state| state.crc).collect();
+        let crcs = states.iter().filter(|state| !state.hole || state.is_lost()).map(|state| state.crc).collect();
         let record = Record::Write { chunk: self.chunk, key, runs: plan.runs.clone(), crcs };
-        let _entered = journal.enter();
-        self.check_not_deleted()?;
-        let end = journal.append(&record, &journaled)?;
+        let (_entered, end) = journal.append_write(&record, &journaled, || self.check_not_deleted())?;
         let mut state = self.state.lock();
-        state.map.set(first, states);
+        for run in &plan.runs {
+            let at = (run.first - first) as usize;
+            let run_states = &states[at..at + run.count as usize];
+            if run.kind != RunKind::Lost {
+                state.map.set(run.first, run_states);
+                continue;
+            }
+            // Whatever lies there is not what the entry says.
+            for (unit, lost) in (run.first..).zip(run_states) {
+                state.map.set(unit, &[UnitState::data(lost.stamp, lost.crc)]);
+                state.map.note_damage(unit);
+            }
+        }
         if !plan.direct.is_empty() {
             state.direct = state.direct.max(end);
         }
@@ -317,7 +336,7 @@ impl ChunkFile {
         for run in &plan.runs {
             for unit in run.first..run.first + run.count {
                 let pending = match run.kind {
-                    RunKind::Direct => continue,
+                    RunKind::Direct | RunKind::Lost => continue,
                     RunKind::Zeroed => Pending::Hole,
                     RunKind::Journaled => {
                         at += UNIT_BYTES;
@@ -366,9 +385,7 @@ impl ChunkFile {
         let journal = self.disk.journal()?;
         journal.admit()?;
         let record = Record::Write { chunk: self.chunk, key, runs, crcs: Vec::new() };
-        let _entered = journal.enter();
-        self.check_not_deleted()?;
-        let end = journal.append(&record, &[])?;
+        let (_entered, end) = journal.append_write(&record, &[], || self.check_not_deleted())?;
         let Record::Write { runs, .. } = record else { unreachable!("made above") };
         let mut state = self.state.lock();
         let mut grown = 0;
@@ -617,7 +634,7 @@ pub(super) fn read_header(file: &dyn RawFile, chunk: ChunkId) -> Result<Header, 
 ///
 /// # Errors
 ///
-/// [`StoreError::Read`].
+/// [`StoreError::Read`] if much of it cannot be read. The entries of single sectors are damaged then.
 pub(super) fn load_table(file: &dyn RawFile, header: &Header) -> Result<UnitMap, StoreError> {
     let mut map = UnitMap::new(units(header.chunk_size_log2));
     let end = map.units();
@@ -633,9 +650,19 @@ pub(super) fn load_table(file: &dyn RawFile, header: &Header) -> Result<UnitMap,
         while unit < stop {
             let count = LOAD_ENTRIES.min(stop - unit);
             let batch = &mut bytes[..count as usize * ENTRY_BYTES];
-            file.read_at(batch, entry_offset(unit)).map_err(StoreError::Read)?;
-            for (entry, unit) in batch.chunks_exact(ENTRY_BYTES).zip(unit..) {
-                map.load(unit, &Slot::decode(entry, header.chunk, unit));
+            let is_read = file.read_at(batch, entry_offset(unit)).is_ok();
+            let mut unread = 0;
+            for (sector, first) in batch.chunks_mut(SECTOR_BYTES).zip((unit..).step_by(SECTOR_BYTES / ENTRY_BYTES)) {
+                // The good sectors around a bad one still count.
+                let is_bad = !is_read && file.read_at(sector, entry_offset(first)).is_err();
+                unread += if is_bad { sector.len() } else { 0 };
+                for (entry, unit) in sector.chunks_exact(ENTRY_BYTES).zip(first..) {
+                    let slot = if is_bad { Slot::Damaged } else { Slot::decode(entry, header.chunk, unit) };
+                    map.load(unit, &slot);
+                }
+            }
+            if unread == batch.len() {
+                return Err(StoreError::Read(std::io::Error::from_raw_os_error(libc::EIO)));
             }
             unit += count;
         }

@@ -265,12 +265,14 @@ impl ReplicaStore {
         self.places.lock().len()
     }
 
-    /// Opens the replica of `chunk`; `None` if there is none. Only one thread at a time may open a given chunk.
+    /// Opens the replica of `chunk`; `None` if there is none, or none whose header can be read. Only one thread at a time
+    /// may open a given chunk.
     ///
     /// # Errors
     ///
     /// [`StoreError::BadFile`] never: such a file is put aside, and the replica is gone. [`StoreError::Open`],
-    /// [`StoreError::Fenced`], [`StoreError::OtherFormat`], [`StoreError::Read`], [`StoreError::Write`].
+    /// [`StoreError::Fenced`], [`StoreError::OtherFormat`], [`StoreError::Write`]; [`StoreError::Read`] if the whole disk
+    /// cannot be.
     pub fn open_replica(&self, chunk: ChunkId) -> Result<Option<OpenReplica>, StoreError> {
         let Some(place) = self.places.lock().get(&chunk).cloned() else { return Ok(None) };
         let disk = &self.disks[place.disk];
@@ -293,6 +295,16 @@ impl ReplicaStore {
             }
             Err(StoreError::BadFile(reason)) => {
                 self.put_aside(chunk, disk, &path, &reason)?;
+                return Ok(None);
+            }
+            Err(StoreError::Read(error)) => {
+                // Nobody is served by it, and others may have what it has. It stays where it is, should it be the last
+                // one and readable again one day.
+                check_in_place(disk)?;
+                tracing::error!(%chunk, path, %error, "a replica's header cannot be read: as good as none");
+                if let Some(place) = self.places.lock().get_mut(&chunk) {
+                    place.note = None;
+                }
                 return Ok(None);
             }
             Err(error) => return Err(error),
@@ -332,10 +344,11 @@ impl ReplicaStore {
                 disk.judge(volume.sync_directory("replicas").map_err(StoreError::Write))?;
                 volume.create(&path)
             }
-            // Whatever has the name is no replica of ours, or it would have been found at the start.
+            // Whatever has the name is no replica of ours, or it could not be opened.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 tracing::error!(path, "something has the name of a new replica: put aside as .bad");
                 volume.rename(&path, &format!("{path}.bad")).map_err(open_error)?;
+                self.forget(header.chunk);
                 volume.create(&path)
             }
             made => made,
@@ -360,12 +373,16 @@ impl ReplicaStore {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Write`] if the file cannot be removed, [`StoreError::Fenced`] if its disk has gone.
+    /// [`StoreError::Write`] if the file cannot be removed, [`StoreError::Fenced`] if its disk has gone just now.
     pub fn delete(&self, chunk: ChunkId) -> Result<(), StoreError> {
         self.deleted.lock().put(chunk, ());
         let Some(place) = self.places.lock().get(&chunk).cloned() else { return Ok(()) };
         let disk = &self.disks[place.disk];
-        disk.check()?;
+        if disk.has_failed() {
+            // Nothing on it is touched; what a later start finds there is deleted then.
+            self.forget(chunk);
+            return Ok(());
+        }
         let journal = disk.journal()?;
         if let Some(file) = place.open.upgrade() {
             let _alone = journal.enter_alone();

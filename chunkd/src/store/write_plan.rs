@@ -46,13 +46,19 @@ impl WritePlan {
         let mut payload_at = 0;
         for (at, state) in states.iter().enumerate() {
             let unit = first + at as u32;
+            if *state == UnitState::NEVER && slots[at] == Slot::Never {
+                continue;
+            }
             let kind = match (state.hole, is_direct[at]) {
+                _ if state.is_lost() => RunKind::Lost,
                 (true, _) => RunKind::Zeroed,
                 (_, true) => RunKind::Direct,
                 _ => RunKind::Journaled,
             };
             match plan.runs.last_mut() {
-                Some(run) if run.kind == kind && run.stamp == state.stamp => run.count += 1,
+                Some(run) if run.kind == kind && run.stamp == state.stamp && run.first + run.count == unit => {
+                    run.count += 1
+                }
                 _ => plan.runs.push(Run { first: unit, count: 1, kind, stamp: state.stamp }),
             }
             if !state.hole {
@@ -145,6 +151,11 @@ mod tests {
         let plan = WritePlan::new(0, &states, &[Slot::Never; 4]);
         assert_eq!(plan.runs.len(), 4);
         assert_eq!(plan.journaled, [(0, 0..UNIT_BYTES), (3, UNIT_BYTES..2 * UNIT_BYTES)]);
+        let holes =
+            [UnitState::NEVER, UnitState::tombstone(stamp(1)), UnitState::NEVER, UnitState::tombstone(stamp(1))];
+        let plan = WritePlan::new(5, &holes, &[Slot::Never; 4]);
+        let runs: Vec<_> = plan.runs.iter().map(|run| (run.first, run.count)).collect();
+        assert_eq!(runs, [(6, 1), (8, 1)], "what was never written stays so");
         assert_eq!(runs_of([1, 2, 3, 7, 9, 10].into_iter()).collect::<Vec<_>>(), [(1, 3), (7, 1), (9, 2)]);
     }
 }

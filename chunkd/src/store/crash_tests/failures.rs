@@ -73,24 +73,35 @@ fn a_sync_that_failed_fences_the_disk_for_good_and_the_next_start_is_suspect() {
 }
 
 #[test]
-fn a_full_disk_takes_nothing_back_reads_go_on_and_what_waits_is_written_when_there_is_room() {
+fn on_a_full_disk_overwrites_syncs_versions_and_deletions_go_on_and_first_writes_are_refused_whole() {
     let (volume, store, replica) = start();
-    put(&replica, 0, 16, 1).unwrap();
-    put(&replica, 3, 1, 2).unwrap();
-    volume.fail_changes(Some(libc::ENOSPC));
-    assert!(matches!(put(&replica, 20, 10, 3), Err(StoreError::NoSpace)));
-    assert!(matches!(put(&replica, 3, 1, 4), Err(StoreError::NoSpace)));
-    assert!(
-        matches!(store.disks()[0].checkpoint(), Err(StoreError::NoSpace | StoreError::Write(_)))
-            || !store.disks()[0].has_failed()
-    );
-    drop((replica, store));
-    volume.fail_changes(None);
+    let other = store.create_replica(&header(2)).unwrap();
+    put(&other, 0, 16, 1).unwrap();
+    put(&replica, 0, 16, 2).unwrap();
+    store.disks()[0].checkpoint().unwrap();
+    volume.set_full(true);
+    // Many times what the journal holds.
+    for seq in 10..200 {
+        put(&replica, seq as u32 % 12, 4, seq).unwrap();
+        assert!(matches!(put(&replica, 20, 10, seq), Err(StoreError::NoSpace)));
+        assert!(matches!(put(&replica, 30, 1, seq), Err(StoreError::NoSpace)));
+        replica.sync().unwrap();
+        let version = Version(seq);
+        replica.file.set_header(&Header { version, ..replica.file.header() }).unwrap();
+    }
+    assert!(!store.disks()[0].has_failed());
+    assert!(store.disks()[0].journal_figures().checkpoints > 3);
+    store.delete(ChunkId(2)).unwrap();
+    drop((replica, other, store));
     let store = open(&volume, "boot").unwrap();
+    assert!(!store.disks()[0].has_failed(), "a start needs no room");
     let replica = store.open_replica(ChunkId(1)).unwrap().unwrap();
-    assert!(holds(&replica, 3, 2) && holds(&replica, 4, 1));
-    assert_eq!(replica.file.slots(20, 1)[0].state(), None);
-    assert_eq!(replica.keys.iter().map(|key| key.number).collect::<Vec<_>>(), [1, 2]);
+    assert!(holds(&replica, 10, 199 - 1) || holds(&replica, 10, 199));
+    assert_eq!(replica.header.version, Version(199));
+    assert!((20..32).all(|unit| replica.file.slots(unit, 1)[0].state().is_none()));
+    assert!(store.open_replica(ChunkId(2)).unwrap().is_none());
+    volume.set_full(false);
+    put(&replica, 20, 10, 300).unwrap();
 }
 
 #[test]
@@ -138,4 +149,34 @@ fn callers_share_syncs_and_a_sync_without_changes_is_free() {
     replica.sync().unwrap();
     other.sync().unwrap();
     assert_eq!(syncs(), before.0 + 1);
+}
+
+#[test]
+fn a_unit_that_is_lost_elsewhere_is_damaged_here_too_also_after_a_crash_and_a_checkpoint() {
+    for is_checkpointed in [false, true] {
+        let (volume, store, replica) = start();
+        put(&replica, 0, 2, 1).unwrap();
+        let stamp = WriteStamp { version: Version(1), seq: 2 };
+        let lost = UnitState::lost(stamp, 77);
+        replica.file.put(1, &[lost, lost], &Bytes::new(), None).unwrap();
+        put(&replica, 8, 1, 3).unwrap();
+        if is_checkpointed {
+            store.disks()[0].checkpoint().unwrap();
+        }
+        let check = |replica: &OpenReplica| {
+            let mut buffer = vec![0; 3 * 4096];
+            let read = replica.file.read(0, 3, &mut buffer).unwrap();
+            assert!(matches!(read[..], [UnitRead::Good(_), UnitRead::Bad, UnitRead::Bad]), "{read:?}");
+            let entry = UnitState::data(stamp, 77);
+            assert_eq!(replica.file.entries(1, 2), [(1, entry), (2, entry)]);
+        };
+        check(&replica);
+        assert_eq!(replica.file.table().len(), 2);
+        drop((replica, store));
+        let store = open(&volume, "boot").unwrap();
+        let replica = store.open_replica(ChunkId(1)).unwrap().unwrap();
+        check(&replica);
+        put(&replica, 1, 2, 4).unwrap();
+        assert!(holds(&replica, 1, 4) && holds(&replica, 2, 4));
+    }
 }

@@ -185,11 +185,9 @@ struct Inner {
     image: Image,
     log: Vec<Event>,
     is_logged: bool,
-    /// Changes fail with this error number once the log is so long.
-    fails: Option<(usize, i32)>,
     /// The next so many syncs fail.
     failing_syncs: u32,
-    room: Option<u64>,
+    is_full: bool,
 }
 
 /// A disk in memory.
@@ -223,25 +221,38 @@ impl MemoryVolume {
         self.0.lock().unwrap().failing_syncs = count;
     }
 
-    /// Lets everything but reads fail from now on.
-    pub fn fail_changes(&self, errno: Option<i32>) {
-        let mut inner = self.0.lock().unwrap();
-        inner.fails = errno.map(|errno| (0, errno));
+    /// Leaves no room from now on: what has a place already may be overwritten.
+    pub fn set_full(&self, is_full: bool) {
+        self.0.lock().unwrap().is_full = is_full;
     }
 }
 
 impl Inner {
     fn change(&mut self, event: Event) -> io::Result<()> {
-        if let Some((after, errno)) = self.fails
-            && self.log.len() >= after
-        {
-            return Err(io::Error::from_raw_os_error(errno));
+        if self.is_full && self.needs_room(&event) {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         self.image.apply(&event);
         if self.is_logged {
             self.log.push(event);
         }
         Ok(())
+    }
+
+    fn needs_room(&self, event: &Event) -> bool {
+        match event {
+            Event::Create(..) => true,
+            Event::Allocate(file, end) => *end > self.image.files[file].length,
+            Event::Write(file, offset, data) => {
+                let content = &self.image.files[file];
+                let end = offset + data.len() as u64;
+                // Segments of the journal have their room from the start.
+                let is_segment = self.image.names.iter().any(|(path, of)| of == file && path.starts_with("journal/"));
+                let has_place = (offset / PAGE..end.div_ceil(PAGE)).all(|page| content.pages.contains_key(&page));
+                !(has_place || is_segment && end <= content.length)
+            }
+            _ => false,
+        }
     }
 
     fn must_exist(&self, path: &str) -> io::Result<u64> {
@@ -311,7 +322,7 @@ impl Volume for MemoryVolume {
     }
 
     fn space(&self) -> io::Result<Space> {
-        let free = self.0.lock().unwrap().room.unwrap_or(1 << 40);
+        let free = if self.0.lock().unwrap().is_full { 0 } else { 1 << 40 };
         Ok(Space { capacity: 1 << 40, free })
     }
 

@@ -9,6 +9,7 @@ mod flips;
 mod history;
 mod memory;
 mod random;
+mod threads;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -16,7 +16,8 @@ use super::record::{self, HEAD_BYTES, Place, Record};
 
 /// Where the segments are.
 pub const DIRECTORY: &str = "journal";
-/// Segments that are kept for their blocks when they are not needed.
+/// Segments that are kept for their blocks when they are not needed: one for the next records, and one that only records
+/// without a payload may take.
 const SPARES: usize = 2;
 /// Payloads up to this size are copied behind their heads, so that one write does for both.
 const JOINED_MAX: usize = 64 << 10;
@@ -43,8 +44,8 @@ pub fn parse_name(name: &str) -> Option<(u64, u64)> {
     Some((u64::from_str_radix(base, 16).ok()?, u64::from_str_radix(salt, 16).ok()?))
 }
 
-fn spare_path(base: u64) -> String {
-    format!("{DIRECTORY}/spare-{base:016x}")
+fn spare_path(name: u64) -> String {
+    format!("{DIRECTORY}/spare-{name:016x}")
 }
 
 /// The end of a journal, where records are added.
@@ -108,7 +109,7 @@ impl Log {
             syncs: AtomicU64::new(0),
             has_failed: AtomicBool::new(false),
         };
-        match log.keep_spares(&mut log.tail.lock(), 1) {
+        match log.keep_spares(&mut log.tail.lock(), SPARES) {
             // The disk is full: what there is must do.
             Ok(()) | Err(StoreError::NoSpace) => {}
             Err(error) => return Err(error),
@@ -201,7 +202,7 @@ impl Log {
             return Ok(());
         }
         // The last one is for what a full disk still has to do: versions, deletions, syncs.
-        self.keep_spares(&mut tail, if is_write { 2 } else { 1 })?;
+        self.keep_spares(&mut tail, if is_write { SPARES } else { 1 })?;
         let base = tail.at + HEAD_BYTES as u64;
         let next = next_segment(&*self.volume, &mut tail.spares, base, self.segment_bytes, (self.fresh_salt)())
             .inspect_err(|error| self.note_failure(error))?;
@@ -284,7 +285,7 @@ impl Log {
         let mut tail = self.tail.lock();
         while tail.older.front().is_some_and(|(_, end)| *end <= position) {
             let (segment, _) = tail.older.pop_front().expect("it was looked at");
-            self.retire(&mut tail, &segment_path(segment.base, segment.salt), segment.base)?;
+            self.retire(&mut tail, &segment_path(segment.base, segment.salt))?;
         }
         Ok(())
     }
@@ -297,15 +298,14 @@ impl Log {
     pub fn retire_all(&self, paths: &[String]) -> Result<(), StoreError> {
         let mut tail = self.tail.lock();
         for path in paths {
-            let base = path.rsplit('/').next().and_then(parse_name).map_or(0, |(base, _)| base);
-            self.retire(&mut tail, path, base)?;
+            self.retire(&mut tail, path)?;
         }
         Ok(())
     }
 
-    fn retire(&self, tail: &mut Tail, path: &str, base: u64) -> Result<(), StoreError> {
-        let spare = spare_path(base);
-        let is_wanted = tail.spares.len() < SPARES && !tail.spares.contains(&spare);
+    fn retire(&self, tail: &mut Tail, path: &str) -> Result<(), StoreError> {
+        let spare = spare_path((self.fresh_salt)());
+        let is_wanted = tail.spares.len() < SPARES;
         let retired = if is_wanted { self.volume.rename(path, &spare) } else { self.volume.remove(path) };
         retired.map_err(|error| self.failed(error))?;
         if is_wanted {
@@ -316,14 +316,13 @@ impl Log {
 
     fn keep_spares(&self, tail: &mut Tail, count: usize) -> Result<(), StoreError> {
         while tail.spares.len() < count {
-            let number = tail.at + tail.spares.len() as u64;
-            self.make_spare(tail, number).map_err(|error| self.failed(error))?;
+            self.make_spare(tail).map_err(|error| self.failed(error))?;
         }
         Ok(())
     }
 
-    fn make_spare(&self, tail: &mut Tail, number: u64) -> Result<(), StoreError> {
-        let path = spare_path(number);
+    fn make_spare(&self, tail: &mut Tail) -> Result<(), StoreError> {
+        let path = spare_path((self.fresh_salt)());
         let made = self.volume.create(&path).and_then(|file| file.allocate(0, self.segment_bytes));
         match made {
             Ok(()) => {

