@@ -4,6 +4,7 @@
 #
 #   scripts/chaos.sh --seed N --minutes M [--only KIND,...] [--keep]    faults by seed
 #   scripts/chaos.sh --short                                            a fixed schedule of about three minutes
+#   scripts/chaos.sh --self-test                                        all disks lie about syncs: it must be found
 #   scripts/chaos.sh --sweep                                            clears away what killed runs have left
 #
 # Prints the schedule, the faults by kind, the longest stall of each operation, and what was not as it must be.
@@ -12,8 +13,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case ${1:-} in
-  --seed | --short | --sweep) ;;
-  *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  --seed | --short | --self-test | --sweep) ;;
+  *) sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin:/usr/sbin:/sbin"
 [ "$(id -u)" = 0 ] || { echo "chaos: must run as root: network namespaces and mounts need it" >&2; exit 1; }
@@ -37,9 +38,20 @@ fi
 chaos=
 trap '[ -z "$chaos" ] || kill "$chaos" 2>/dev/null || true; wait; "$CHAOS_BIN" sweep' EXIT
 trap 'exit 130' INT TERM
-"$CHAOS_BIN" "$@" &
-chaos=$!
-status=0
-wait "$chaos" || status=$?
-chaos=
-exit $status
+run() {
+  "$CHAOS_BIN" "$@" &
+  chaos=$!
+  local status=0
+  wait "$chaos" || status=$?
+  chaos=
+  return $status
+}
+if [ "$1" != --self-test ]; then
+  run "$@"
+  exit
+fi
+log=$(mktemp)
+run --seed 1 --minutes 1 --lie --only 'power cut all' >"$log" 2>&1 && { cat "$log"; echo "chaos: disks that lie were not noticed" >&2; exit 1; }
+grep -q 'VIOLATION file .* holds' "$log" || { cat "$log"; echo "chaos: it failed for another reason" >&2; exit 1; }
+echo "chaos: lost bytes were noticed, $(grep -c VIOLATION "$log") times"
+rm -r "$log" "$(sed -n 's/^logs and data are in //p' "$log")"

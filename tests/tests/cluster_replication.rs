@@ -5,11 +5,13 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dfs_tests::cluster::{Cluster, Server};
 use dfs_tests::figures::placed::{differing, first_chunk, piece, wait_replicated, write};
+use dfs_tests::wait;
 
 /// Until everything has its replicas again: a verdict of 3 s, and little to copy.
 const REPLICATED: Duration = Duration::from_secs(60);
@@ -119,19 +121,23 @@ fn with_one_replica_left_reads_go_on_and_writes_wait_for_a_second_one() {
         for victim in placed.replicas.iter().filter(|index| **index != placed.primary) {
             cluster.daemon(Server::Chunk(*victim)).kill9()?;
         }
-        let writing = {
-            let path = path.clone();
-            std::thread::spawn(move || overwrite(&path, 3, 300))
-        };
+        // Another process writes: one that is started by us would wait for what we have open there to be closed.
+        let source = cluster.root().join("piece");
+        std::fs::write(&source, piece(300))?;
+        let mut dd = Command::new("dd");
+        dd.arg(format!("if={}", source.display())).arg(format!("of={}", path.display()));
+        let mut writing = dd.args(["bs=1M", "seek=3", "conv=notrunc,fsync"]).stderr(Stdio::null()).spawn()?;
         let fresh = cluster.mount()?;
         let bytes = std::fs::read(cluster.dir(fresh).join("f"))?;
         ensure!(bytes[..1 << 20] == piece(0), "the first piece differs");
-        ensure!(!writing.is_finished(), "a write of one replica was synced");
+        ensure!(writing.try_wait()?.is_none(), "a write of one replica was synced");
         for victim in placed.replicas.iter().filter(|index| **index != placed.primary) {
             cluster.daemon(Server::Chunk(*victim)).start()?;
         }
         cluster.wait_ready()?;
-        writing.join().ok().context("the writer panicked")??;
+        let ended =
+            wait::until("the write is synced", Duration::from_secs(60), || writing.try_wait()?.context("it waits"))?;
+        ensure!(ended.success(), "dd: {ended}");
         wait_replicated(cluster, 3, REPLICATED)?;
         check(&path, &[0, 1, 2, 300, 4, 5])
     });
@@ -196,6 +202,6 @@ fn a_flipped_bit_is_not_returned_and_is_mended() {
             ensure!(now == byte, "it is still {now:?}");
             Ok(())
         };
-        dfs_tests::wait::until("the bit is mended on disk", Duration::from_secs(20), on_disk)
+        wait::until("the bit is mended on disk", Duration::from_secs(20), on_disk)
     });
 }

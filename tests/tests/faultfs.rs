@@ -196,6 +196,26 @@ fn a_failed_sync_loses_though_it_is_tried_again() {
 }
 
 #[test]
+fn a_sync_that_lies_keeps_nothing() {
+    mounted(|disk| {
+        let file = disk.make("f")?;
+        file.write_all_at(&[1; 4096], 0)?;
+        file.sync_data()?;
+        disk.sync_directory("")?;
+        disk.tell("rule lie sync f")?;
+        let mut lost = 0;
+        for seed in 2..12 {
+            file.write_all_at(&[seed; 4096], 0)?;
+            file.sync_data()?;
+            disk.tell(&format!("cut {seed}"))?;
+            lost += usize::from(read_all(&disk.path("f"))? != [seed; 4096]);
+        }
+        ensure!(lost > 3, "{lost} of 10 power cuts took what a lying sync covered");
+        Ok(())
+    });
+}
+
+#[test]
 fn rules_strike_what_they_name_and_nothing_else() {
     mounted(|disk| {
         let (hit, spared) = (disk.make("hit")?, disk.make("spared")?);

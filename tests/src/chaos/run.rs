@@ -38,6 +38,8 @@ pub struct Plan {
     pub short: bool,
     /// Only faults whose kind has one of these texts; empty: any.
     pub only: Vec<String>,
+    /// All disks lie about syncs: a run that finds nothing then finds nothing ever.
+    pub lie: bool,
 }
 
 /// Settings of the cluster of a run.
@@ -68,8 +70,15 @@ pub fn run(directory: &Path, ledger: &Arc<Ledger>, plan: &Plan, stop: &AtomicBoo
     let mut threads = load.start().map_err(|errno| anyhow!("making the directories: errno {errno}"))?;
     let (registers, more) = Registers::start(&load, &mounts, plan.seed).map_err(|text| anyhow!(text))?;
     threads.extend(more);
-    let mut thrasher =
-        Thrasher { hands: Hands::new(Arc::clone(&mounts)), fleet, load, registers, mounts, seed: plan.seed };
+    let mut thrasher = Thrasher {
+        hands: Hands::new(Arc::clone(&mounts)),
+        fleet,
+        load,
+        registers,
+        mounts,
+        seed: plan.seed,
+        lie: plan.lie,
+    };
     let outcome = thrasher.thrash(plan, stop);
     let report = &thrasher.mounts.report;
     if let Err(error) = &outcome {
@@ -96,6 +105,7 @@ struct Thrasher {
     registers: Arc<Registers>,
     mounts: Arc<Mounts>,
     seed: u64,
+    lie: bool,
 }
 
 impl Thrasher {
@@ -103,6 +113,8 @@ impl Thrasher {
         let began = Instant::now();
         // Something to break.
         std::thread::sleep(Duration::from_secs(3));
+        self.lie = plan.lie;
+        self.clear_disks()?;
         let short = faults::short();
         for number in 0.. {
             let round = match (plan.short, short.get(number as usize)) {
@@ -348,14 +360,19 @@ impl Thrasher {
         Ok(std::fs::remove_file(path)?)
     }
 
+    fn clear_disks(&self) -> Result<()> {
+        (0..self.fleet.shape().chunk_servers).try_for_each(|index| {
+            self.fleet.tell_disk(index, "clear")?;
+            if self.lie { self.fleet.tell_disk(index, "rule lie sync *").map(drop) } else { Ok(()) }
+        })
+    }
+
     fn heal(&mut self, faults: &[Fault]) -> Result<()> {
         self.fleet.network().heal()?;
         for role in self.everyone() {
             self.fleet.signal(role, Signal::SIGCONT);
         }
-        for index in 0..self.fleet.shape().chunk_servers {
-            self.fleet.tell_disk(index, "clear")?;
-        }
+        self.clear_disks()?;
         for fault in faults {
             // Before anything is started: what was killed on purpose is started below, what fell is found later.
             if let Fault::Disk(index, _) = fault {

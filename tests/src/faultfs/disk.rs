@@ -285,6 +285,7 @@ impl Disk {
         let _world = self.world.read();
         let mut data = node.data.lock();
         match struck {
+            Ok(Some(Action::Lie)) => {}
             Ok(_) => data.synced(),
             Err(_) => data.sync_failed(),
         }

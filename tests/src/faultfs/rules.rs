@@ -32,6 +32,8 @@ pub enum Action {
     Misdirected(u64),
     /// A write: one bit of it is another one, and it succeeds.
     Flip,
+    /// A sync: nothing gets to stable media, and it succeeds.
+    Lie,
 }
 
 /// A rule.
@@ -51,7 +53,7 @@ impl Rule {
     /// Returns the rule that a line names:
     ///
     /// `ACTION OP[,OP…] PATTERN [skip=N] [count=N]` where an action is `eio`, `enospc`, `delay=MS`, `torn`,
-    /// `misdirect=BYTES` or `flip`, and an op `read`, `write`, `sync`, `names` or `space`.
+    /// `misdirect=BYTES`, `flip` or `lie`, and an op `read`, `write`, `sync`, `names` or `space`.
     ///
     /// # Errors
     ///
@@ -67,6 +69,7 @@ impl Rule {
             ("torn", "") => Action::Torn,
             ("misdirect", bytes) => Action::Misdirected(bytes.parse()?),
             ("flip", "") => Action::Flip,
+            ("lie", "") => Action::Lie,
             _ => bail!("there is no action {action:?}"),
         };
         let op = |word: &str| {
@@ -82,6 +85,7 @@ impl Rule {
         let ops: Vec<Op> = ops.split(',').map(op).collect::<Result<_>>()?;
         let bends = matches!(action, Action::Torn | Action::Misdirected(_) | Action::Flip);
         ensure!(!bends || ops == [Op::Write], "{line:?}: that can happen to a write only");
+        ensure!(action != Action::Lie || ops == [Op::Sync], "{line:?}: that can happen to a sync only");
         let mut rule = Self { ops, pattern: pattern.to_owned(), skip: 0, count: None, action };
         for word in words {
             match word.split_once('=') {
@@ -197,9 +201,17 @@ mod tests {
 
     #[test]
     fn a_line_that_makes_no_sense_is_refused() {
-        for line in
-            ["", "eio", "eio read", "eio reed *", "torn read *", "boil read *", "eio read * twice", "delay=x read *"]
-        {
+        for line in [
+            "",
+            "eio",
+            "eio read",
+            "eio reed *",
+            "torn read *",
+            "lie write *",
+            "boil read *",
+            "eio read * twice",
+            "delay=x read *",
+        ] {
             assert!(Rule::parse(line).is_err(), "{line}");
         }
         for line in ["delay=100 read,write *", "torn write * count=1", "misdirect=4096 write *", "enospc write,space *"]

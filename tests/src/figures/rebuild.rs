@@ -41,9 +41,7 @@ fn run(cluster: &mut Cluster) -> Result<()> {
     let foreground = directory.join("foreground");
     placed::write(&foreground, 0..CHUNK_PIECES)?;
     let victim = 0;
-    let held = cluster.status()?["nodes"].as_array().map_or(0, |nodes| {
-        nodes.iter().find(|node| node["node"] == 1).and_then(|node| node["replicas"].as_u64()).unwrap_or(0)
-    });
+    let held = placed::metric(cluster, Server::Chunk(victim), "dfs_chunkd_replicas")?;
 
     let (bytes, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let working = {
@@ -77,8 +75,7 @@ fn run(cluster: &mut Cluster) -> Result<()> {
     let during = rate(from, verdict);
     stop.store(true, Ordering::SeqCst);
     working.join().ok().context("the program panicked")??;
-    // Sender and receiver both count.
-    let total = (copied(cluster)? - at_verdict) / 2.0;
+    let total = copied(cluster)? - at_verdict;
     println!("\na server with {held} replicas is dead; verdict after {OFFLINE_MS} ms");
     println!(
         "copying starts {:.1} s after the verdict, all is replicated after {:.1} s",
