@@ -185,7 +185,8 @@ pub enum PeerRequest {
         /// How many.
         count: u32,
     },
-    /// Take units; the payload has those that are no holes. Refused if a newer one is there.
+    /// Take units; the payload has those that are no holes. Refused if a newer one is there. A unit may be lost
+    /// ([`UnitState::is_lost`]).
     Push {
         /// The first unit.
         first: u32,
@@ -273,6 +274,13 @@ pub enum PeerAnswer {
 pub enum DiskJob {
     /// Tell the unit table.
     Table,
+    /// Tell the entries of units in a table, damaged units' too, as far as they are known.
+    Entries {
+        /// The first unit.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
     /// Read units and check them.
     Read {
         /// The first unit.
@@ -338,7 +346,7 @@ pub struct WriteKey {
 /// The answer to a [`DiskJob`].
 #[derive(Clone, Debug)]
 pub enum DiskAnswer {
-    /// To Table.
+    /// To Table and Entries.
     Table(Table),
     /// To Read: for each unit what it holds, `None` if it is damaged; and all content, holes as zeros.
     Units(Vec<Option<UnitState>>, Bytes),

@@ -62,6 +62,9 @@ pub(super) fn carry_out(shared: &Shared, open: &OpenReplica, job: DiskJob) -> Re
         DiskJob::Extents { first, count } => {
             return checked(open, Ok(open.file.extents(first, count))).map(DiskAnswer::Extents);
         }
+        DiskJob::Entries { first, count } => {
+            return checked(open, Ok(open.file.entries(first, count))).map(DiskAnswer::Table);
+        }
         DiskJob::Read { first, count } => return read(shared, open, first, count),
         DiskJob::Put { first, states, payload, key, needs_room } => {
             let put = || -> Result<(), StoreError> {

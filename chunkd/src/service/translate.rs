@@ -355,7 +355,7 @@ fn states(crcs: &[u32], versions: &[u64], seqs: &[u64], holes: &[bool]) -> Resul
     let state = |at: usize| {
         let stamp = WriteStamp { version: Version(versions[at]), seq: seqs[at] };
         if holes.get(at).copied().unwrap_or(false) {
-            UnitState::tombstone(stamp)
+            UnitState { stamp, crc: crcs[at], hole: true }
         } else {
             UnitState::data(stamp, crcs[at])
         }

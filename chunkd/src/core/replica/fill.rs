@@ -10,10 +10,12 @@
 //! misses, the next comparison finds. What it holds from before counts for nothing, however new it looks: it may be
 //! writes that were never committed.
 //!
+//! A unit that is damaged here and that no member can give does not hold up the rest: see [`super::lost_units`].
+//!
 //! At most one push is under way, so that a shell can hold the filling to a bandwidth. Writes wait for the last
 //! comparison only, and while the master is asked; reads go on.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -22,7 +24,7 @@ use dfs_proto::planted::{self, Bug};
 use dfs_proto::replica_set::{ChangeKind, Member, OrderReport};
 use dfs_proto::{FsError, MonoMs, NodeId};
 
-use super::super::message::{DiskAnswer, DiskJob, PeerAnswer, PeerRequest, Reply, Tag};
+use super::super::message::{DiskAnswer, DiskJob, Event, PeerAnswer, PeerRequest, Reply, Tag};
 use super::super::reconcile::{COPY_UNITS_MAX, Table};
 use super::super::unit::{UnitState, WriteStamp};
 use super::super::write_order::Access;
@@ -42,13 +44,13 @@ const ROUNDS_MAX: u32 = 8;
 const PATIENCE_MS: u64 = 10_000;
 /// It may fail to answer so often before it is given up.
 const FAILURES_MAX: u32 = 3;
-const PAUSE_MS: u64 = 300;
+pub(super) const PAUSE_MS: u64 = 300;
 
 /// The filling of one replica.
 #[derive(Debug)]
 pub(super) struct Fill {
     pub node: NodeId,
-    state: State,
+    pub state: State,
     /// Comparisons that were made.
     rounds: u32,
     failures: u32,
@@ -56,11 +58,17 @@ pub(super) struct Fill {
     is_last: bool,
     /// Units that are to be copied.
     left: VecDeque<(u32, u32)>,
-    report: OrderReport,
+    /// What the replica that is filled had at the last comparison.
+    pub theirs: Table,
+    /// How often units could be neither read nor repaired.
+    pub tries: BTreeMap<u32, u32>,
+    /// Those that are lost, as far as what they were is known.
+    pub lost: BTreeMap<u32, UnitState>,
+    pub report: OrderReport,
 }
 
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     Begun,
     /// Until it is time to try again.
     Pausing(MonoMs),
@@ -73,6 +81,11 @@ enum State {
     Reading(Target, (u32, u32), Tag),
     QueuedToRepair(Target, u32),
     Repairing(Target, Repair),
+    /// Until it is known what a damaged unit was.
+    Recalling(Target, u32, Tag),
+    /// Until the replica that is filled gave a unit that is damaged here.
+    Fetching(Target, u32, UnitState, Tag),
+    Mending(Target, u32, Tag),
     Pushing(Target, u32, Tag),
     Syncing(Target, Tag),
     /// Until the master has taken it into the set.
@@ -83,7 +96,7 @@ enum State {
 
 /// What is known of two tables.
 #[derive(Debug)]
-struct Comparison {
+pub(super) struct Comparison {
     asked: Option<Tag>,
     theirs: Option<(u64, Table)>,
     listing: Option<Tag>,
@@ -95,9 +108,9 @@ struct Comparison {
 
 /// Whom the pushes go to, under which activation.
 #[derive(Clone, Debug)]
-struct Target {
-    active: Arc<Active>,
-    member: Member,
+pub(super) struct Target {
+    pub active: Arc<Active>,
+    pub member: Member,
     number: u64,
 }
 
@@ -110,13 +123,16 @@ impl Fill {
             failures: 0,
             is_last: false,
             left: VecDeque::new(),
+            theirs: Table::new(),
+            tries: BTreeMap::new(),
+            lost: BTreeMap::new(),
             report: OrderReport::default(),
         }
     }
 }
 
 /// How the filling goes on.
-enum Turn {
+pub(super) enum Turn {
     Again,
     Flow(Flow),
 }
@@ -167,10 +183,31 @@ impl ReplicaCore {
                             self.give_back(call);
                             Turn::Again
                         }
+                        Repaired::Failed(_) if repair.is_certain() => {
+                            self.unrepaired(step, call, fill, target, repair.unit())
+                        }
                         Repaired::Failed(error) => Turn::Flow(Flow::End(Err(error))),
                         Repaired::OwnDisk(error) => Turn::Flow(unfit(&error)),
                     }
                 }
+                State::Recalling(target, unit, tag) => self.recalled(step, call, fill, (target, unit, tag), news),
+                State::Fetching(target, unit, state, tag) => {
+                    self.fetched_back(step, call, fill, (target, unit, state, tag), news)
+                }
+                State::Mending(target, unit, tag) => match news {
+                    News::Disk(known, Ok(_)) if known == tag => {
+                        step.note(Event::Repaired { unit });
+                        fill.report.bad_units += 1;
+                        fill.report.repaired_units += 1;
+                        self.give_back(call);
+                        Turn::Again
+                    }
+                    News::Disk(known, Err(error)) if known == tag => Turn::Flow(unfit(&error)),
+                    _ => {
+                        fill.state = State::Mending(target, unit, tag);
+                        Turn::Flow(Flow::Wait)
+                    }
+                },
                 State::Pushing(target, units, tag) => self.pushed(step, call, fill, (target, units, tag), news),
                 State::Syncing(target, tag) => self.synced(step, call, fill, target, tag, news),
                 State::Finishing(target, tag) => self.finished(step, fill, target, tag, news),
@@ -190,7 +227,7 @@ impl ReplicaCore {
     }
 
     /// Returns whether the activation under which `target` is filled is still in force.
-    fn may_go_on(&self, target: &Target) -> bool {
+    pub(super) fn may_go_on(&self, target: &Target) -> bool {
         self.is_active(target.active.activation)
     }
 
@@ -296,6 +333,7 @@ impl ReplicaCore {
             return Turn::Again;
         }
         fill.left = differing(&known.ours, &theirs, &known.extents);
+        fill.theirs = theirs;
         if planted::is(Bug::FinishSyncEarly) {
             fill.left.clear();
         }
@@ -351,7 +389,7 @@ impl ReplicaCore {
         (target, (first, count), tag): (Target, (u32, u32), Tag),
         news: News,
     ) -> Turn {
-        let (states, content) = match news {
+        let (mut states, content) = match news {
             News::Disk(known, Ok(DiskAnswer::Units(states, content))) if known == tag => (states, content),
             News::Disk(known, Err(error)) if known == tag => return Turn::Flow(unfit(&error)),
             _ => {
@@ -361,6 +399,9 @@ impl ReplicaCore {
         };
         if !self.may_go_on(&target) {
             return Turn::Again;
+        }
+        for (unit, state) in (first..).zip(&mut states) {
+            *state = state.or_else(|| fill.lost.get(&unit).copied());
         }
         if let Some(bad) = states.iter().position(Option::is_none) {
             // Others may be reading it: it is repaired when they are done. Then all is compared again.
@@ -381,6 +422,8 @@ impl ReplicaCore {
         fill.state = State::Pushing(target, count, tag);
         Turn::Flow(Flow::Wait)
     }
+
+    // ------------------------------------------------------------------------------------------------ pushing
 
     fn pushed(
         &mut self,

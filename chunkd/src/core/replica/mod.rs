@@ -38,6 +38,7 @@ mod copying;
 mod dedupe;
 mod fill;
 mod follow;
+mod lost_units;
 mod member;
 mod read;
 mod repair;

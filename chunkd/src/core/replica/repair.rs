@@ -18,6 +18,7 @@ pub(super) struct Repair {
     sources: VecDeque<Member>,
     state: State,
     failure: Option<FsError>,
+    is_certain: bool,
 }
 
 #[derive(Debug)]
@@ -42,7 +43,23 @@ impl Repair {
     /// Begins the repair of `unit`, which was found damaged.
     pub fn new(step: &mut Step<'_>, active: &Active, unit: u32) -> Self {
         step.note(Event::Damaged { unit, count: 1, node: step.context.node });
-        Self { unit, sources: active.others.iter().cloned().collect(), state: State::Begun, failure: None }
+        Self {
+            unit,
+            sources: active.others.iter().cloned().collect(),
+            state: State::Begun,
+            failure: None,
+            is_certain: true,
+        }
+    }
+
+    /// Returns the unit.
+    pub fn unit(&self) -> u32 {
+        self.unit
+    }
+
+    /// Returns whether every other member has said that the unit is damaged there too, once it has failed.
+    pub fn is_certain(&self) -> bool {
+        self.is_certain
     }
 }
 
@@ -70,7 +87,10 @@ impl ReplicaCore {
                         repair.state = State::Storing(self.start(step, call, put, Job::Copy));
                         return Repaired::Pending;
                     }
-                    Err(error) => repair.failure = Some(error),
+                    Err(error) => {
+                        repair.is_certain &= matches!(error, FsError::Corrupt(_));
+                        repair.failure = Some(error);
+                    }
                 }
             }
             (State::Storing(tag), News::Disk(known, result)) if known == *tag => {

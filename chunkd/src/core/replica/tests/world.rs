@@ -148,7 +148,9 @@ pub struct World {
 fn units_of(job: &DiskJob) -> Option<(u32, u32, bool)> {
     match job {
         DiskJob::Table => Some((0, 1 << (SIZE_LOG2 - 12), true)),
-        DiskJob::Read { first, count } | DiskJob::Extents { first, count } => Some((*first, first + count, true)),
+        DiskJob::Read { first, count } | DiskJob::Extents { first, count } | DiskJob::Entries { first, count } => {
+            Some((*first, first + count, true))
+        }
         DiskJob::Put { first, states, .. } => Some((*first, first + states.len() as u32, false)),
         DiskJob::Zero { first, count, .. } => Some((*first, first + count, false)),
         DiskJob::SetHeader { .. } | DiskJob::Sync => None,
