@@ -280,6 +280,9 @@ impl ReplicaCore {
                     Err(error) => return Flow::End(Err(error)),
                 };
                 if planted::is(Bug::TableBeforeVersion) {
+                    if activate.from.version < self.version {
+                        return Flow::End(Err(FsError::Stale("this replica has a newer version")));
+                    }
                     let incomplete = self.incomplete || activate.is_filled;
                     self.begin_to_follow(activate.from, activation, activate.is_filled);
                     let header = DiskJob::SetHeader { version, incomplete };

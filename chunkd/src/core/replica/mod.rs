@@ -10,7 +10,7 @@
 //!
 //! - [`call`]: what a request is doing, and what it holds
 //! - [`activation`], [`copying`]: becoming the primary; making the members equal
-//! - [`write`], [`read`], [`repair`], [`barrier`]: what mounts ask for
+//! - [`write`], [`image`], [`read`], [`repair`], [`barrier`]: what mounts ask for
 //! - [`member`], [`follow`]: what a primary asks of the others
 //! - [`fill`], [`scrub`], [`change`]: orders of the master, and what it is asked
 //! - [`dedupe`]: which writes were applied, by who asked
@@ -38,6 +38,7 @@ mod copying;
 mod dedupe;
 mod fill;
 mod follow;
+mod image;
 mod lost_units;
 mod member;
 mod read;
@@ -50,8 +51,9 @@ mod write;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use dfs_proto::planted::{self, Bug};
 use dfs_proto::replica_set::{Home, Member};
-use dfs_proto::{ChunkId, FsError, MonoMs, NodeId, Version};
+use dfs_proto::{BootSession, ChunkId, FsError, MonoMs, NodeId, Version};
 
 use super::admission;
 use super::message::{
@@ -100,6 +102,8 @@ pub struct ReplicaCore {
     has_noted: bool,
     /// The newest grant that makes this server, in this run, the primary.
     grant: Option<Sealed>,
+    /// The run of this server for which the role was granted.
+    run: BootSession,
     /// This server asked to leave a set of this version: it is not its primary any more.
     given_up: Version,
     /// The master was asked, at this version, to take this replica into the set, and may yet do it.
@@ -215,6 +219,7 @@ impl ReplicaCore {
             incomplete,
             has_noted,
             grant: None,
+            run: BootSession::default(),
             given_up: Version(0),
             doubtful: None,
             role: Role::Idle,
@@ -243,6 +248,7 @@ impl ReplicaCore {
     /// Takes `input` in, and adds to `out` what is to be done now.
     pub fn step(&mut self, context: &Context, input: Input, out: &mut Vec<Effect>) {
         let mut step = Step { context, out };
+        self.note_run(context.boot);
         match input {
             Input::Begin { call, deadline, request } => self.begin(&mut step, call, deadline, request),
             Input::Answered { call, tag, result } => self.run(&mut step, call, News::Peer(tag, result)),
@@ -308,6 +314,10 @@ impl ReplicaCore {
     fn take_in(&mut self, step: &mut Step<'_>, request: Request) -> Result<Work, FsError> {
         match request {
             Request::Client { grant, request } => {
+                let is_read = matches!(request, ClientRequest::Read { .. });
+                if !step.has_lease() && !(is_read && planted::is(Bug::NoLeaseCheckOnRead)) {
+                    return Err(FsError::TryAgain("this server has no valid lease"));
+                }
                 self.admit(step, &grant)?;
                 let size = self.chunk_size_log2;
                 Ok(match request {
@@ -327,6 +337,9 @@ impl ReplicaCore {
                 })
             }
             Request::Order { grant, order } => {
+                if !step.has_lease() {
+                    return Err(FsError::TryAgain("this server has no valid lease"));
+                }
                 self.admit(step, &grant)?;
                 Ok(match order {
                     ReplicaOrder::Fill { node } => Work::Fill(Box::new(Fill::new(node))),
@@ -344,9 +357,6 @@ impl ReplicaCore {
 
     /// Checks that a mount or the master may ask, and takes its grant if it is news.
     fn admit(&mut self, step: &Step<'_>, grant: &Sealed) -> Result<(), FsError> {
-        if !step.has_lease() {
-            return Err(FsError::TryAgain("this server has no valid lease"));
-        }
         let (context, says) = (step.context, &*grant.grant);
         admission::check_primary(says, self.chunk, says.version, context.node, context.boot)?;
         if says.chunk_size_log2 != self.chunk_size_log2 {
@@ -659,6 +669,22 @@ impl ReplicaCore {
         self.reading = Some(Arc::clone(&active));
         self.turn(Role::Primary(active));
         step.note(Event::Activated { version, copied, doubts });
+    }
+
+    /// Notes this server's present run. With another one, whatever it was granted is void: others may be primaries now, and a
+    /// new lease says nothing about what was asked under the old one.
+    fn note_run(&mut self, run: BootSession) {
+        if self.run == run || planted::is(Bug::NoSessionBinding) {
+            return;
+        }
+        self.run = run;
+        self.grant = None;
+        self.reading = None;
+        self.is_turned = true;
+        self.is_stirred = true;
+        if !matches!(self.role, Role::Secondary(_)) {
+            self.turn(Role::Idle);
+        }
     }
 
     /// Ends `activation`, if it is in force: the next write compares the members again.

@@ -2,33 +2,32 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use dfs_proto::limits::UNIT_SIZE;
 use dfs_proto::replica_set::ChangeRequest;
-use dfs_proto::unit::checksums;
 use dfs_proto::{BootSession, ChunkId, FsError, MonoMs, NodeId, Version};
 
 use super::super::super::message::{
-    CallId, ClientRequest, Context, DiskJob, Effect, Input, MasterAnswer, PeerAnswer, PeerRequest, ReplicaOrder, Reply,
-    Request, Sealed, Tag,
+    CallId, Context, DiskJob, Effect, Input, MasterAnswer, PeerAnswer, PeerRequest, ReplicaOrder, Reply,
+    Request, Tag,
 };
 use super::super::super::unit::UnitState;
 use super::super::ReplicaCore;
+use super::client::{Client, Wish};
 use super::disk::Disk;
-use super::history::{Kind, Operation, is_linearizable};
+use super::history::{Operation, is_linearizable};
 use super::master::{LEASE_MS, Master};
 
 pub const CHUNK: ChunkId = ChunkId(9);
 /// 8 units.
 pub const SIZE_LOG2: u32 = 15;
 /// Units that clients use, and the registers in each.
-const UNITS: u32 = 3;
-const HALVES: u32 = 2;
-const HALF: u32 = UNIT_SIZE / HALVES;
+pub const UNITS: u32 = 3;
+pub const HALVES: u32 = 2;
+pub const HALF: u32 = UNIT_SIZE / HALVES;
 const NODES: u32 = 4;
 const CLIENTS: usize = 3;
-const CALL_MS: u64 = 4_000;
-const OPERATION_MS: u64 = 15_000;
+pub const CALL_MS: u64 = 4_000;
 
 /// What may go wrong; per mille, or whether at all.
 #[derive(Clone, Copy, Debug, Default)]
@@ -67,7 +66,7 @@ impl Random {
 }
 
 #[derive(Clone, Debug)]
-enum Event {
+pub enum Event {
     Begin { node: NodeId, boot: Option<BootSession>, origin: Origin, request: Request, wait: u64 },
     Answer { node: NodeId, boot: BootSession, call: CallId, tag: Tag, result: Result<PeerAnswer, FsError> },
     Disk { node: NodeId, boot: BootSession, call: CallId, tag: Tag, job: DiskJob },
@@ -83,7 +82,7 @@ enum Event {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Origin {
+pub enum Origin {
     Client { client: usize, attempt: u64 },
     Peer { node: NodeId, boot: BootSession, call: CallId, tag: Tag },
     Order,
@@ -105,26 +104,6 @@ struct Node {
     next_call: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
-    Write { first: u32, count: u32 },
-    WriteHalf { unit: u32, half: u32 },
-    Zero { first: u32, count: u32 },
-    Read { first: u32, count: u32 },
-    Barrier,
-}
-
-#[derive(Debug, Default)]
-struct Client {
-    /// What it was told last; right as a rule.
-    located: Option<Sealed>,
-    wish: Option<(Wish, u64)>,
-    number: u64,
-    attempt: u64,
-    started: u64,
-    left: u32,
-}
-
 pub struct World {
     pub random: Random,
     pub now: u64,
@@ -132,14 +111,14 @@ pub struct World {
     may_be_late: bool,
     pub master: Master,
     nodes: Vec<Node>,
-    clients: Vec<Client>,
+    pub clients: Vec<Client>,
     queue: BTreeMap<(u64, u64), Event>,
     next: u64,
     cut: BTreeSet<(u32, u32)>,
-    history: BTreeMap<(u32, u32), Vec<Operation>>,
+    pub history: BTreeMap<(u32, u32), Vec<Operation>>,
     pub violations: Vec<String>,
     pub trace: Option<Vec<String>>,
-    value: u64,
+    pub value: u64,
     /// Requests of clients that were carried out.
     pub done: u64,
     pub reports: u64,
@@ -210,7 +189,7 @@ impl World {
         world
     }
 
-    fn at(&mut self, delay: u64, event: Event) {
+    pub fn at(&mut self, delay: u64, event: Event) {
         self.next += 1;
         self.queue.insert((self.now + delay, self.next), event);
     }
@@ -316,7 +295,7 @@ impl World {
         self.cut.contains(&(one.0, other.0)) || self.random.chance(self.faults.drop)
     }
 
-    fn delay(&mut self) -> u64 {
+    pub fn delay(&mut self) -> u64 {
         if self.random.chance(self.faults.drop) { self.random.below(3_000) } else { self.random.below(8) }
     }
 
@@ -591,126 +570,6 @@ impl World {
         }
     }
 
-    // ------------------------------------------------------------------------------------------------ clients
-
-    fn retry(&mut self, client: usize, attempt: u64) {
-        if self.clients[client].attempt != attempt {
-            return;
-        }
-        let now = self.now;
-        if let Some((wish, value)) = self.clients[client].wish
-            && now > self.clients[client].started + OPERATION_MS
-        {
-            // Nobody knows.
-            self.record(client, wish, value, u64::MAX, None);
-            self.clients[client].wish = None;
-        }
-        if self.clients[client].wish.is_some() {
-            // No answer came.
-            self.clients[client].located = None;
-        } else {
-            if self.clients[client].left == 0 {
-                return;
-            }
-            self.clients[client].left -= 1;
-            let wish = self.wish();
-            self.value += 1;
-            let value = if matches!(wish, Wish::Zero { .. }) { 0 } else { self.value };
-            let client = &mut self.clients[client];
-            client.wish = Some((wish, value));
-            client.number += 1;
-            client.started = now;
-        }
-        self.ask(client);
-    }
-
-    fn wish(&mut self) -> Wish {
-        let unit = self.random.below(u64::from(UNITS)) as u32;
-        let count = 1 + self.random.below(u64::from(UNITS - unit)) as u32;
-        let half = self.random.below(u64::from(HALVES)) as u32;
-        match self.random.below(20) {
-            0..=5 => Wish::Write { first: unit, count },
-            6..=8 => Wish::WriteHalf { unit, half },
-            9 => Wish::Zero { first: unit * HALVES + half, count: 1 + self.random.below(2) as u32 },
-            10 => Wish::Barrier,
-            _ => Wish::Read { first: unit, count },
-        }
-    }
-
-    fn ask(&mut self, at: usize) {
-        let client = &mut self.clients[at];
-        client.attempt += 1;
-        let (attempt, number) = (client.attempt, client.number);
-        let Some((wish, value)) = client.wish else { return };
-        let request = request(wish, value, at as u64 + 1, number);
-        self.at(CALL_MS + 500, Event::Retry { client: at, attempt });
-        if self.clients[at].located.is_none() || self.random.chance(100) {
-            self.clients[at].located = Some(self.master.grant());
-        }
-        let Some(grant) = self.clients[at].located.clone() else { return };
-        let node = grant.grant.primary;
-        if !self.random.chance(self.faults.drop) {
-            let origin = Origin::Client { client: at, attempt };
-            let request = Request::Client { grant, request };
-            let delay = self.delay();
-            self.at(delay, Event::Begin { node, boot: None, origin, request, wait: CALL_MS });
-        }
-    }
-
-    fn replied(&mut self, client: usize, attempt: u64, result: Result<Reply, FsError>) {
-        if self.clients[client].attempt != attempt {
-            return;
-        }
-        let Some((wish, value)) = self.clients[client].wish else { return };
-        match result {
-            Ok(reply) => {
-                let now = self.now;
-                self.record(client, wish, value, now, Some(&reply));
-                self.clients[client].wish = None;
-                self.done += 1;
-            }
-            // It may have been applied all the same, and is not asked for again.
-            Err(FsError::NoSpace) => {
-                self.record(client, wish, value, u64::MAX, None);
-                self.clients[client].wish = None;
-            }
-            Err(_) => self.clients[client].located = None,
-        }
-        let wait = 1 + self.random.below(60);
-        self.clients[client].attempt += 1;
-        let attempt = self.clients[client].attempt;
-        self.at(wait, Event::Retry { client, attempt });
-    }
-
-    fn record(&mut self, client: usize, wish: Wish, value: u64, end: u64, reply: Option<&Reply>) {
-        let start = self.clients[client].started;
-        let mut note = |register, kind| {
-            self.history.entry(register).or_default().push(Operation { start, end, kind });
-        };
-        match wish {
-            Wish::Write { first, count } => {
-                for unit in first..first + count {
-                    (0..HALVES).for_each(|half| note((unit, half), Kind::Write(value)));
-                }
-            }
-            Wish::WriteHalf { unit, half } => note((unit, half), Kind::Write(value)),
-            Wish::Zero { first, count } => {
-                (first..first + count).for_each(|at| note((at / HALVES, at % HALVES), Kind::Write(0)));
-            }
-            Wish::Read { first, count } => {
-                let Some(Reply::Data { data, .. }) = reply else { return };
-                for at in first * HALVES..(first + count) * HALVES {
-                    let start = ((at - first * HALVES) * HALF) as usize;
-                    let read = data
-                        .get(start..start + 8)
-                        .map_or(0, |bytes| u64::from_le_bytes(bytes.try_into().expect("8 bytes")));
-                    note((at / HALVES, at % HALVES), Kind::Read(read));
-                }
-            }
-            Wish::Barrier => {}
-        }
-    }
-
     // ------------------------------------------------------------------------------------------------ judgement
 
     /// Reads everything once more, and judges all that was seen.
@@ -759,29 +618,6 @@ impl World {
         if !late.is_empty() {
             self.violation(format!("never replied to: {late:?}"));
         }
-    }
-}
-
-fn request(wish: Wish, value: u64, client: u64, number: u64) -> ClientRequest {
-    let bytes = |halves: u32| {
-        let mut data = BytesMut::zeroed((halves * HALF) as usize);
-        for half in data.chunks_exact_mut(HALF as usize) {
-            half[..8].copy_from_slice(&value.to_le_bytes());
-        }
-        data.freeze()
-    };
-    let write = |offset: u32, data: Bytes| {
-        let crcs = checksums(offset, &data);
-        ClientRequest::Write { offset, crcs, data, client, number }
-    };
-    match wish {
-        Wish::Write { first, count } => write(first * UNIT_SIZE, bytes(count * HALVES)),
-        Wish::WriteHalf { unit, half } => write(unit * UNIT_SIZE + half * HALF, bytes(1)),
-        Wish::Zero { first, count } => {
-            ClientRequest::Zero { offset: first * HALF, length: count * HALF, client, number }
-        }
-        Wish::Read { first, count } => ClientRequest::Read { offset: first * UNIT_SIZE, length: count * UNIT_SIZE },
-        Wish::Barrier => ClientRequest::Barrier,
     }
 }
 
