@@ -1,4 +1,4 @@
-//! `chaos --seed N --minutes M [--only KIND,…] [--lie] [--keep] | --short [--seed N]`: see `scripts/chaos.sh`. Exit 1: something was not as it
+//! `chaos --seed N --minutes M [--only KIND,…] [--lie] [--tamper] [--keep] | --short [--seed N]`: see `scripts/chaos.sh`. Exit 1: something was not as it
 //! must be; the run's directory with all logs is kept then.
 //!
 //! `chaos sweep` clears away what killed runs have left. `chaos enter …` and `chaos worker` are its own helpers.
@@ -31,7 +31,8 @@ fn main() -> Result<ExitCode> {
 }
 
 fn chaos(words: &[OsString]) -> Result<ExitCode> {
-    let mut plan = Plan { seed: 1, time: Duration::from_secs(600), short: false, only: Vec::new(), lie: false };
+    let mut plan =
+        Plan { seed: 1, time: Duration::from_secs(600), short: false, only: Vec::new(), lie: false, tamper: false };
     let mut keep = false;
     let mut words = words.iter().map(|word| word.to_string_lossy().into_owned());
     while let Some(word) = words.next() {
@@ -42,8 +43,9 @@ fn chaos(words: &[OsString]) -> Result<ExitCode> {
             "--short" => plan.short = true,
             "--keep" => keep = true,
             "--lie" => plan.lie = true,
+            "--tamper" => plan.tamper = true,
             "--only" => plan.only = words.next().context("--only KIND,…")?.split(',').map(str::to_owned).collect(),
-            _ => bail!("chaos --seed N --minutes M [--only KIND,…] [--lie] [--keep] | --short [--seed N]"),
+            _ => bail!("chaos --seed N --minutes M [--only KIND,…] [--lie] [--tamper] [--keep] | --short [--seed N]"),
         }
     }
     // Whoever started it may be killed: then it ends in order. Programs that it starts get their signals back.
@@ -74,7 +76,7 @@ fn chaos(words: &[OsString]) -> Result<ExitCode> {
             *well
         }
         Err(error) => {
-            println!("\nit could not be run: {error:?}");
+            println!("\nit could not be run: {error:#}");
             false
         }
     };

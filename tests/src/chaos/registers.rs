@@ -105,6 +105,14 @@ impl Registers {
         }
     }
 
+    /// Invents a read that nothing explains, so that it can be seen whether it is found.
+    pub fn tamper(&self) {
+        let at = self.at(Instant::now());
+        if let Some(history) = self.histories.lock().values_mut().next() {
+            history.push(Operation { start: at, end: Some(at + 1), action: Action::Read(u64::MAX) });
+        }
+    }
+
     /// Judges all histories. Returns how many operations there were.
     pub fn check(&self) -> usize {
         let histories = self.histories.lock();

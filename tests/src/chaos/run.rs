@@ -38,8 +38,10 @@ pub struct Plan {
     pub short: bool,
     /// Only faults whose kind has one of these texts; empty: any.
     pub only: Vec<String>,
-    /// All disks lie about syncs: a run that finds nothing then finds nothing ever.
+    /// All disks lie about syncs of chunk files.
     pub lie: bool,
+    /// Files are changed behind the oracle's back at the end: a run that does not find that finds nothing.
+    pub tamper: bool,
 }
 
 /// Settings of the cluster of a run.
@@ -130,7 +132,7 @@ impl Thrasher {
                 bail!("that is enough");
             }
         }
-        self.finish()
+        self.finish(plan.tamper)
     }
 
     fn say(&self, text: &str) {
@@ -363,7 +365,7 @@ impl Thrasher {
     fn clear_disks(&self) -> Result<()> {
         (0..self.fleet.shape().chunk_servers).try_for_each(|index| {
             self.fleet.tell_disk(index, "clear")?;
-            if self.lie { self.fleet.tell_disk(index, "rule lie sync *").map(drop) } else { Ok(()) }
+            if self.lie { self.fleet.tell_disk(index, "rule lie sync data/replicas/*").map(drop) } else { Ok(()) }
         })
     }
 
@@ -441,11 +443,15 @@ impl Thrasher {
     }
 
     /// The end: all is healed, checked and compared, before and after a restart of everything.
-    fn finish(&mut self) -> Result<()> {
+    fn finish(&mut self, tamper: bool) -> Result<()> {
         self.say("the end: comparing");
         ensure!(self.load.pause(CALLS), "the load does not come to rest");
         self.registers.stop();
         self.fleet.wait_healthy(HEALTH)?;
+        if tamper {
+            settle::tamper(&self.load, &mut self.hands).map_err(|_| anyhow!("a mount went away"))?;
+            self.registers.tamper();
+        }
         self.check()?;
         self.restart(&self.everyone())?;
         self.fleet.wait_healthy(HEALTH).context("after kill -9 of everything")?;

@@ -51,6 +51,39 @@ pub fn look(load: &Load, hands: &mut Hands, mount: usize, all: bool, after_cut: 
     Ok(looked)
 }
 
+/// Changes a cell of one file, the size of another, and a name, so that it can be seen whether that is found.
+///
+/// # Errors
+///
+/// If the mount is killed meanwhile.
+pub fn tamper(load: &Load, hands: &mut Hands) -> Result<(), Lost> {
+    let life = hands.life(0).ok_or(Lost)?;
+    let mut changes = 0;
+    for file in load.files() {
+        let entry = file.lock();
+        let (Some(name), Some(size)) = (entry.name(), entry.oracle.size()) else { continue };
+        let path = load.path(0, name);
+        if changes == 2 {
+            hands.call(0, life, "tamper", &Call::Unlink { path })?;
+            break;
+        }
+        let ranges = entry.oracle.ranges(0);
+        let Some((first, _)) = ranges.iter().find(|(first, _)| u64::from(*first) * CELL < size) else { continue };
+        let opened = hands.call(0, life, "tamper", &Call::Open { path, write: true, flags: 0 })?;
+        let Answer::Handle(handle) = opened else { continue };
+        let change = if changes == 0 {
+            let (file, first, number) = (entry.id, *first, u32::MAX);
+            Call::Write { handle, writer: 0, file, first, count: 1, number, append: false }
+        } else {
+            Call::Truncate { handle, size: size + CELL }
+        };
+        hands.call(0, life, "tamper", &change)?;
+        hands.call(0, life, "tamper", &Call::Close { handle })?;
+        changes += 1;
+    }
+    Ok(())
+}
+
 struct Eye<'a> {
     load: &'a Load,
     hands: &'a mut Hands,
