@@ -193,6 +193,11 @@ impl ClientNode {
         ))
     }
 
+    /// Returns how long an operation waits for its end.
+    pub fn patience_ms(&self) -> u64 {
+        self.mix.patience_ms
+    }
+
     /// Returns the operations that are under way, by file.
     pub fn busy(&self) -> Vec<(FileId, String)> {
         let words =

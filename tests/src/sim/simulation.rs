@@ -42,6 +42,8 @@ const OPERATIONS: u32 = 310;
 const HEAL_US: u64 = seconds(30);
 /// And the redundancy is back within this.
 const REST_US: u64 = seconds(420);
+/// Everything that is there is read within this.
+const COMPARE_US: u64 = seconds(240);
 /// Everything is scrubbed within this, in the end.
 const SCRUB_US: u64 = seconds(60);
 /// An operation may take so long beyond its deadline.
@@ -408,13 +410,18 @@ impl Simulation {
         if self.phase == Phase::CompareAgain && elapsed < SCRUB_US {
             return;
         }
-        if elapsed > seconds(240) {
+        let failed = client.done.1 - self.reads_failed;
+        let limit = match self.swarm.mode {
+            Mode::Atlas => COMPARE_US,
+            // What is gone for good is waited for as long as a client is patient, one chunk after the other.
+            Mode::Unlimited => COMPARE_US + u64::from(failed) * ms(client.patience_ms()),
+        };
+        if elapsed > limit {
             return self.checks.violated("F3", "what is there cannot be read in the end".into());
         }
         if !self.reads.is_empty() || !client.is_idle() {
             return;
         }
-        let failed = client.done.1 - self.reads_failed;
         if failed > 0 && self.swarm.mode == Mode::Atlas {
             return self.checks.violated("D1", format!("{failed} chunks cannot be read in the end"));
         }
