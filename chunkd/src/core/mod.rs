@@ -1,8 +1,6 @@
 //! What a chunk server should do, without sockets, files, threads or clocks.
 
 pub mod admission;
-pub mod dedupe;
-pub mod follow;
 pub mod lease;
 pub mod message;
 pub mod reconcile;

@@ -87,7 +87,7 @@ enum Changing {
 #[derive(Debug)]
 pub(super) enum Syncing {
     Begun,
-    Syncing(Tag),
+    Waiting(Tag),
     Marking(Tag),
 }
 
@@ -519,14 +519,14 @@ impl ReplicaCore {
                 for key in self.window.unknown(keys) {
                     self.note_key(step, call, key);
                 }
-                *state = Syncing::Syncing(self.start(step, call, DiskJob::Sync, Job::Look));
+                *state = Syncing::Waiting(self.start(step, call, DiskJob::Sync, Job::Look));
                 Flow::Wait
             }
-            (Syncing::Syncing(tag) | Syncing::Marking(tag), News::Disk(known, Err(error))) if known == *tag => {
+            (Syncing::Waiting(tag) | Syncing::Marking(tag), News::Disk(known, Err(error))) if known == *tag => {
                 Flow::End(Err(error))
             }
             // A replica that was filled is whole now, and may say so.
-            (Syncing::Syncing(tag), News::Disk(known, Ok(_)))
+            (Syncing::Waiting(tag), News::Disk(known, Ok(_)))
                 if known == *tag && is_filled && *seq > 0 && self.incomplete =>
             {
                 let (version, incomplete) = (self.version, false);
@@ -534,7 +534,7 @@ impl ReplicaCore {
                 *state = Syncing::Marking(self.start(step, call, DiskJob::SetHeader { version, incomplete }, job));
                 Flow::Wait
             }
-            (Syncing::Syncing(tag) | Syncing::Marking(tag), News::Disk(known, Ok(_))) if known == *tag => {
+            (Syncing::Waiting(tag) | Syncing::Marking(tag), News::Disk(known, Ok(_))) if known == *tag => {
                 self.window.remember(std::mem::take(keys));
                 Flow::End(Ok(Reply::Peer(PeerAnswer::Done)))
             }

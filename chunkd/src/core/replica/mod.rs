@@ -8,6 +8,7 @@
 //!    └──▶ Secondary: from anywhere, when the primary of this or a newer version says Activate
 //! ```
 //!
+//! - [`role`]: what this replica is, and how that changes
 //! - [`call`]: what a request is doing, and what it holds
 //! - [`activation`], [`copying`]: becoming the primary; making the members equal
 //! - [`write`], [`image`], [`read`], [`repair`], [`barrier`]: what mounts ask for
@@ -43,6 +44,7 @@ mod lost_units;
 mod member;
 mod read;
 mod repair;
+mod role;
 mod scrub;
 #[cfg(test)]
 mod tests;
@@ -52,15 +54,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dfs_proto::planted::{self, Bug};
-use dfs_proto::replica_set::{Home, Member};
+use dfs_proto::replica_set::Home;
 use dfs_proto::{BootSession, ChunkId, FsError, MonoMs, NodeId, Version};
 
 use super::admission;
 use super::message::{
-    CallId, ClientRequest, Context, DiskAnswer, DiskJob, Effect, Event, Input, ReplicaOrder, Reply, Request, Sealed,
-    Tag, WriteKey,
+    CallId, ClientRequest, Context, DiskAnswer, DiskJob, Effect, Input, ReplicaOrder, Reply, Request, Sealed, Tag,
+    WriteKey,
 };
-use super::reconcile::Table;
 use super::unit::{UnitState, WriteStamp};
 use super::write_order::{Access, Ticket, WriteOrder};
 use activation::{Activation, Driven};
@@ -68,13 +69,10 @@ use call::{Call, Flow, Interest, News, Step, Work};
 use change::Leave;
 use dedupe::{DedupeWindow, Fate, RequestKey};
 use fill::Fill;
-use follow::Follow;
 use read::Look;
+use role::{Active, Role};
 use scrub::Scrub;
 use write::Write;
-
-/// Unresolved writes that are kept apart; with more, reads end too.
-const UNRESOLVED_MAX: usize = 256;
 
 /// What is known of a replica from its disk when it is opened.
 #[derive(Clone, Debug, Default)]
@@ -141,42 +139,6 @@ pub struct ReplicaCore {
     watching: BTreeSet<CallId>,
     is_stirred: bool,
     is_turned: bool,
-}
-
-/// What this replica is at the moment.
-#[derive(Clone, Debug)]
-enum Role {
-    Idle,
-    /// See `activation`.
-    Activating,
-    Primary(Arc<Active>),
-    Secondary(Follow),
-}
-
-/// The right to serve as primary, from one activation to the next.
-#[derive(Debug)]
-struct Active {
-    version: Version,
-    activation: u64,
-    /// The members were equal up to this seq when it began.
-    base: u64,
-    others: Vec<Member>,
-    syncing: Vec<Member>,
-    min_in_sync: u32,
-    /// Units that were copied to make the members equal.
-    copied: u64,
-    /// Units that were of equal age and differed.
-    doubts: u64,
-}
-
-impl Active {
-    /// Returns whether there are members enough to acknowledge writes.
-    fn may_acknowledge(&self) -> Result<(), FsError> {
-        if self.others.len() as u32 + 1 < self.min_in_sync {
-            return Err(FsError::TryAgain("fewer replicas in sync than writes need: waiting for the master"));
-        }
-        Ok(())
-    }
 }
 
 /// What a disk job is for.
@@ -315,7 +277,8 @@ impl ReplicaCore {
         match request {
             Request::Client { grant, request } => {
                 let is_read = matches!(request, ClientRequest::Read { .. });
-                if !step.has_lease() && !(is_read && planted::is(Bug::NoLeaseCheckOnRead)) {
+                let is_unchecked = is_read && planted::is(Bug::NoLeaseCheckOnRead);
+                if !step.has_lease() && !is_unchecked {
                     return Err(FsError::TryAgain("this server has no valid lease"));
                 }
                 self.admit(step, &grant)?;
@@ -605,92 +568,6 @@ impl ReplicaCore {
                 self.incomplete = incomplete;
             }
             Job::Header { .. } | Job::Look | Job::Compare | Job::Copy => {}
-        }
-    }
-
-    // ------------------------------------------------------------------------------------------------ roles
-
-    /// Takes a role, and ends the activation that may be under way.
-    fn turn(&mut self, role: Role) {
-        if !matches!(role, Role::Activating) {
-            self.activation = None;
-        }
-        self.role = role;
-        self.is_turned = true;
-    }
-
-    /// Returns a number for an activation that nobody can guess, another one each time.
-    fn new_number(&mut self, step: &Step<'_>) -> u64 {
-        self.numbers += 1;
-        step.context.random.wrapping_add(self.numbers)
-    }
-
-    /// Returns whether `activation` is still in force here.
-    fn is_active(&self, activation: u64) -> bool {
-        matches!(&self.role, Role::Primary(active) if active.activation == activation)
-    }
-
-    /// Returns whether reads may be served under `activation`.
-    fn may_read(&self, activation: u64) -> bool {
-        self.reading.as_ref().is_some_and(|active| active.activation == activation)
-    }
-
-    /// Returns whether all members are known to agree on the units `[first, end)`.
-    fn is_resolved(&self, first: u32, end: u32) -> bool {
-        !self.unresolved.iter().any(|range| range.0 < end && first < range.1)
-    }
-
-    /// Returns what is told of this replica's units, from its table on disk, which leaves damaged ones out.
-    fn with_spoiled(&self, table: Table) -> Table {
-        let mut all = self.spoiled.clone();
-        all.extend(table);
-        all.into_iter().collect()
-    }
-
-    /// Notes that the members may differ in the units `[first, end)` from now on, and ends `activation`.
-    fn leave_unresolved(&mut self, activation: u64, first: u32, end: u32) {
-        if self.may_read(activation) {
-            self.unresolved.push((first, end));
-            if self.unresolved.len() > UNRESOLVED_MAX {
-                self.reading = None;
-                self.is_turned = true;
-            }
-        }
-        self.deactivate(activation);
-    }
-
-    /// Begins to serve as `active`: all members are equal.
-    fn serve_as(&mut self, step: &mut Step<'_>, active: Active) {
-        let (version, copied, doubts) = (active.version, active.copied, active.doubts);
-        let active = Arc::new(active);
-        self.unresolved.clear();
-        self.spoiled.clear();
-        self.lost.clear();
-        self.reading = Some(Arc::clone(&active));
-        self.turn(Role::Primary(active));
-        step.note(Event::Activated { version, copied, doubts });
-    }
-
-    /// Notes this server's present run. With another one, whatever it was granted is void: others may be primaries now, and a
-    /// new lease says nothing about what was asked under the old one.
-    fn note_run(&mut self, run: BootSession) {
-        if self.run == run || planted::is(Bug::NoSessionBinding) {
-            return;
-        }
-        self.run = run;
-        self.grant = None;
-        self.reading = None;
-        self.is_turned = true;
-        self.is_stirred = true;
-        if !matches!(self.role, Role::Secondary(_)) {
-            self.turn(Role::Idle);
-        }
-    }
-
-    /// Ends `activation`, if it is in force: the next write compares the members again.
-    fn deactivate(&mut self, activation: u64) {
-        if self.is_active(activation) {
-            self.turn(Role::Idle);
         }
     }
 }

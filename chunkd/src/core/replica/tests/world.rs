@@ -8,8 +8,7 @@ use dfs_proto::replica_set::ChangeRequest;
 use dfs_proto::{BootSession, ChunkId, FsError, MonoMs, NodeId, Version};
 
 use super::super::super::message::{
-    CallId, Context, DiskJob, Effect, Input, MasterAnswer, PeerAnswer, PeerRequest, ReplicaOrder, Reply,
-    Request, Tag,
+    CallId, Context, DiskJob, Effect, Input, MasterAnswer, PeerAnswer, PeerRequest, ReplicaOrder, Reply, Request, Tag,
 };
 use super::super::super::unit::UnitState;
 use super::super::ReplicaCore;
