@@ -207,7 +207,12 @@ impl Checks {
         if set.version != version {
             return;
         }
-        let members: Vec<u32> = set.in_sync.iter().filter_map(|node| self.server(*node)).collect();
+        // One that has come since the records changed last is known to itself only.
+        let server = |id: NodeId| {
+            let node = nodes.iter().find(|node| node.node() == Some(id));
+            node.map(|node| node.at).or_else(|| self.server(id))
+        };
+        let members: Vec<u32> = set.in_sync.iter().filter_map(|node| server(*node)).collect();
         let has = |at: u32| {
             // It had it, and has lost it since; or what it has cannot be seen at the moment.
             let Some(table) = nodes[at as usize - 1].store.peek(chunk).filter(|_| self.is_good(chunk, at)) else {
