@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# Everything a change must pass: format, lints, tests of all crates, alerting rules, a real cluster under real
-# workloads and kill -9, POSIX conformance. CI runs the same. As root, with /dev/fuse.
+# Everything a change must pass: format, lints, tests of all crates, alerting rules, thousands of simulated clusters, a real
+# cluster under real workloads and kill -9, chaos, POSIX conformance. CI runs the same. As root, with /dev/fuse.
 #
 #   scripts/test.sh             all of it
-#   scripts/test.sh --soak      longer loads in the cluster tests (for before a release)
+#   scripts/test.sh --soak      longer: loads in the cluster tests, 50,000 simulated clusters, an hour of chaos (before a release)
 #
 # A line for each stage says how many seconds it took; the last lines say what failed. Exit 0: nothing.
 # TMPDIR must be on a real disk: the clusters keep their data there.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
+seeds=(--seeds 3000 --minutes 8) chaos=(--short)
 case ${1:-} in
   "") ;;
-  --soak) export DFS_TEST_SOAK=1 ;;
+  --soak)
+    export DFS_TEST_SOAK=1
+    seeds=(--seeds 50000) chaos=(--seed "$RANDOM" --minutes 60)
+    ;;
   *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin:/usr/sbin:/sbin"
@@ -110,9 +114,12 @@ stage "format" cargo fmt --all -- --check
 stage "lints" cargo clippy --locked --workspace --all-targets -- -D warnings || finish
 stage "alerting rules" rules
 stage "tests of crates" nextest crates -E 'not binary(/^cluster_/)'
+stage "simulator" scripts/sim.sh "${seeds[@]}" --threads 2
+stage "simulator finds planted bugs" scripts/sim.sh --catalogue
 stage "release build" cargo build --release --locked -p dfs || finish
 export DFS_BIN=$PWD/target/release/dfs
 stage "cluster tests" nextest cluster -E 'binary(/^cluster_/)'
+stage "chaos" scripts/chaos.sh "${chaos[@]}"
 if stage "start of a cluster" start_cluster; then
   stage "pjdfstest" scripts/pjdfstest.sh "$scratch/mnt"
   stage "fstests" fstests/run.sh "$scratch/mnt"

@@ -83,10 +83,11 @@ fn on_a_soft_mount_every_call_ends_in_time_and_the_mount_too() {
 fn on_a_hard_mount_calls_wait_are_counted_and_go_on() {
     let Some((mut test, server)) = mount(Policy::Hard) else { return };
     server.stop(true);
-    let file = test.at("file");
+    // Each has its own: a file that is made anew is empty for a moment, and a read may come just then.
+    let (file, other) = (test.at("file"), test.at("other"));
     std::thread::scope(|scope| {
-        let (file, test) = (&file, &test);
-        let sync = scope.spawn(move || write(file, &CONTENT[..100_000]));
+        let (file, other, test) = (&file, &other, &test);
+        let sync = scope.spawn(move || write(other, &CONTENT[..100_000]));
         let read = scope.spawn(move || read_directly(file));
         let begun = Instant::now();
         while test.metric("dfs_mount_waiting_requests") < 1.0 {
@@ -101,7 +102,7 @@ fn on_a_hard_mount_calls_wait_are_counted_and_go_on() {
         assert_eq!(read.join().expect("no panic").expect("goes through"), 8192);
         assert!(healed.elapsed() < Duration::from_secs(3), "{:?}", healed.elapsed());
     });
-    assert!(fs::read(&file).expect("reads") == CONTENT[..100_000]);
+    assert!(fs::read(&other).expect("reads") == CONTENT[..100_000]);
     test.unmount();
 }
 

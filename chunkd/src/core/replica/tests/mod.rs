@@ -90,15 +90,3 @@ fn a_rule_that_is_taken_away_is_missed() {
         assert!(seed_that_finds(bug, 1_000).is_some(), "{bug:?} was not found");
     }
 }
-
-#[test]
-#[ignore = "lists how many seeds each rule needs"]
-fn catalogue() {
-    for bug in Bug::ALL {
-        let seed = seed_that_finds(bug, 3_000);
-        planted::plant(Some(bug));
-        let found = seed.map(|seed| std::panic::catch_unwind(|| violations(seed, false)));
-        planted::plant(None);
-        eprintln!("{bug:?}: {seed:?} {found:.200?}");
-    }
-}
