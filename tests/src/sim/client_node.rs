@@ -13,7 +13,7 @@ use dfs_master::core::request::{CommitWrite, Make, Request};
 use dfs_mount::core::{
     ChunkCall, Input, Location, LookUp, Outcome as CallOutcome, Policy, Step, SyncPlan, SyncStep, Trouble,
 };
-use dfs_proto::{ChunkIndex, FsError, InodeId, Kind, MonoMs, unit};
+use dfs_proto::{ChunkIndex, FsError, InodeId, Kind, MonoMs, SessionId, unit};
 
 use super::client_session::{ClientSession, Outcome};
 use super::context::{Context, Failure, Wake};
@@ -26,8 +26,10 @@ use super::seen::Seen;
 
 /// Stands for all lanes.
 pub const ALL_LANES: u32 = u32::MAX;
-/// The session's regular look.
+/// Something is due for the session.
 pub const TICK_SESSION: u32 = 1_000;
+/// The session's regular look.
+const TICK_ALIVE: u32 = 1_001;
 
 /// What a client does, and how often (as weights).
 #[derive(Clone, Copy, Debug)]
@@ -167,7 +169,7 @@ impl ClientNode {
         context.start(self.place);
         let (now, place) = (context.now(), self.place);
         context.trace.note(now, [21, place.number()], || format!("{place} starts"));
-        context.wake_after(place, 0, Wake::Tick(TICK_SESSION));
+        context.wake_after(place, 0, Wake::Tick(TICK_ALIVE));
         for lane in 0..self.lanes.len() as u32 {
             self.think(context, lane);
         }
@@ -193,6 +195,11 @@ impl ClientNode {
         ))
     }
 
+    /// Returns the session, 0 if there is none.
+    pub fn session(&self) -> SessionId {
+        self.session.id
+    }
+
     /// Returns how long an operation waits for its end.
     pub fn patience_ms(&self) -> u64 {
         self.mix.patience_ms
@@ -210,13 +217,10 @@ impl ClientNode {
     /// Something that was planned is due.
     pub fn wake(&mut self, context: &mut Context, what: Wake) {
         match what {
-            Wake::Tick(TICK_SESSION) => {
+            Wake::Tick(TICK_SESSION) => self.session.tick(context),
+            Wake::Tick(TICK_ALIVE) => {
                 self.session.tick(context);
-                context.wake_after(self.place, ms(1_500), Wake::Tick(TICK_SESSION + 1));
-            }
-            Wake::Tick(tick) if tick == TICK_SESSION + 1 => {
-                self.session.tick(context);
-                context.wake_after(self.place, ms(1_500), Wake::Tick(TICK_SESSION + 1));
+                context.wake_after(self.place, ms(1_500), Wake::Tick(TICK_ALIVE));
             }
             Wake::Tick(lane) => self.begin_any(context, lane),
             Wake::Job(number) => match self.timers.remove(&number) {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use dfs_chunkd::core::unit::UnitState;
 use dfs_master::core::record::Chunk;
 use dfs_proto::limits::UNIT_SIZE;
-use dfs_proto::{ChunkId, ChunkIndex};
+use dfs_proto::{ChunkId, ChunkIndex, SessionId};
 
 use super::checks::{Checks, Violation};
 use super::chunk_node::{ChunkNode, Habits};
@@ -94,6 +94,8 @@ pub struct Simulation {
     since: Time,
     reads: Vec<(FileId, ChunkIndex)>,
     reads_failed: u32,
+    /// The session in which all is read.
+    reader: SessionId,
 }
 
 impl Simulation {
@@ -174,6 +176,7 @@ impl Simulation {
             since: Time(0),
             reads: Vec::new(),
             reads_failed: 0,
+            reader: SessionId(0),
         }
     }
 
@@ -396,6 +399,7 @@ impl Simulation {
             .filter(|(file, index)| self.swarm.mode == Mode::Unlimited || !self.is_bereft(*file, Some(*index)))
             .collect();
         self.reads_failed = self.clients[0].done.1;
+        self.reader = self.clients[0].session();
         self.go_to(phase);
     }
 
@@ -421,6 +425,10 @@ impl Simulation {
         }
         if !self.reads.is_empty() || !client.is_idle() {
             return;
+        }
+        if failed > 0 && self.reader != client.session() {
+            // A client that was away for long finds that out only now.
+            return self.compare(self.phase);
         }
         if failed > 0 && self.swarm.mode == Mode::Atlas {
             return self.checks.violated("D1", format!("{failed} chunks cannot be read in the end"));
