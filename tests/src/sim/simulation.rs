@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use dfs_chunkd::core::unit::UnitState;
 use dfs_master::core::record::Chunk;
 use dfs_proto::limits::UNIT_SIZE;
-use dfs_proto::{ChunkId, ChunkIndex, SessionId};
+use dfs_proto::{ChunkId, ChunkIndex, NodeId, SessionId};
 
 use super::checks::{Checks, Violation};
 use super::chunk_node::{ChunkNode, Habits};
@@ -375,8 +375,11 @@ impl Simulation {
     }
 
     fn resting(&mut self, elapsed: u64) {
+        // A server that came back with an empty disk is another one.
+        let is_gone = |node: &NodeId| self.servers.iter().all(|server| server.node() != Some(*node));
         let is_thin = |chunk: &ChunkId, set: &Chunk| {
-            (set.in_sync.len() < 3 || !set.syncing.is_empty()) && !self.checks.was_bereft(*chunk)
+            (set.in_sync.len() < 3 || !set.syncing.is_empty() || set.in_sync.iter().any(is_gone))
+                && !self.checks.was_bereft(*chunk)
         };
         let thin = self.checks.sets.iter().find(|(chunk, (_, set))| is_thin(chunk, set));
         match (thin, self.swarm.mode) {
