@@ -14,6 +14,7 @@ mod master;
 use std::time::{Duration, Instant};
 
 use dfs_proto::wire::Connection;
+use dfs_proto::wire::pb::{self, data_request};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 
@@ -48,7 +49,8 @@ impl Run<'_> {
     }
 
     fn barrier(&mut self) {
-        self.chunk.barrier_on(&mut self.connection).unwrap();
+        let barrier = data_request::Body::Barrier(pb::Barrier {});
+        self.chunk.ask_on(&mut self.connection, barrier, &[]).unwrap();
     }
 }
 

@@ -25,6 +25,7 @@ use super::stamp::{self, CELL, Content};
 const STEP: u32 = 1 << 20;
 
 /// A system call, or a few in a row.
+#[allow(missing_docs, reason = "the fields say what they are")]
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Call {
     /// open(2) of a path, with flags beside those for reading and writing.
@@ -52,6 +53,7 @@ pub enum Call {
 }
 
 /// What came of it.
+#[allow(missing_docs, reason = "the fields say what they are")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     /// It is done.
@@ -201,6 +203,7 @@ pub struct Worker {
 }
 
 /// Why there is no answer.
+#[allow(missing_docs, reason = "the fields say what they are")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoAnswer {
     /// The worker was killed.

@@ -134,7 +134,9 @@ impl Checks {
     }
 
     fn version_kept(&mut self, server: u32, chunk: ChunkId, version: Version) {
-        if let Some(before) = self.kept.insert((server, chunk), version)
+        // A disk that loses writes keeps nothing.
+        if !self.sick.contains(&server)
+            && let Some(before) = self.kept.insert((server, chunk), version)
             && before > version
         {
             self.violated(
@@ -204,7 +206,8 @@ impl Checks {
         nodes: &[ChunkNode],
     ) {
         let Some((_, set)) = self.sets.get(&chunk) else { return };
-        if set.version != version {
+        // Of what lost all its good copies, a repeated write may be all that is left.
+        if set.version != version || self.was_bereft(chunk) {
             return;
         }
         // One that has come since the records changed last is known to itself only.

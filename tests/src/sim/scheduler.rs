@@ -92,7 +92,7 @@ impl<E> Scheduler<E> {
     }
 
     /// Goes on to the next event and returns it; `None` if nothing is planned.
-    pub fn next(&mut self) -> Option<E> {
+    pub fn pop(&mut self) -> Option<E> {
         let Reverse(entry) = self.queue.pop()?;
         self.now = entry.at;
         Some(entry.event)
@@ -158,7 +158,7 @@ mod tests {
         scheduler.after(20, "late");
         scheduler.after(10, "early");
         scheduler.after(10, "early too");
-        let order: Vec<_> = std::iter::from_fn(|| scheduler.next()).collect();
+        let order: Vec<_> = std::iter::from_fn(|| scheduler.pop()).collect();
         assert_eq!(order, ["early", "early too", "late"]);
         assert_eq!(scheduler.now(), Time(20));
     }

@@ -193,7 +193,7 @@ impl Simulation {
         }
         self.context.scheduler.after(ms(200), Event::Phase);
         while self.phase != Phase::Over && self.checks.violations.is_empty() {
-            let Some(event) = self.context.scheduler.next() else { break };
+            let Some(event) = self.context.scheduler.pop() else { break };
             self.dispatch(event);
             if !self.context.seen.is_empty() {
                 let seen = std::mem::take(&mut self.context.seen);
@@ -234,13 +234,12 @@ impl Simulation {
                 if !self.context.is_up(to) {
                     return self.context.refuse(&question);
                 }
-                match self.context.admit(to, None, Event::Asked(question)) {
-                    Some(Event::Asked(question)) => match to {
+                if let Some(Event::Asked(question)) = self.context.admit(to, None, Event::Asked(question)) {
+                    match to {
                         Place::Master => self.master.asked(&mut self.context, question),
                         Place::Chunk(at) => self.servers[at as usize - 1].asked(&mut self.context, question),
                         Place::Client(_) => {}
-                    },
-                    _ => {}
+                    }
                 }
             }
             Event::Answered(rpc, result) => {

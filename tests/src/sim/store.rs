@@ -83,7 +83,6 @@ impl NodeStore {
             is_scaled: false,
             fresh_salt: fresh_number,
             fresh_id,
-            ..StoreOptions::default()
         };
         Self {
             disk: SharedDisk::new(disk),
@@ -252,7 +251,8 @@ impl NodeStore {
         let file = match self.open.get(&chunk) {
             Some(open) => &open.file,
             None => {
-                opened = self.store().open_replica(chunk).map_err(failure)?;
+                let store = self.store.as_ref().ok_or_else(|| FsError::NoReplica("it does not run".into()))?;
+                opened = store.open_replica(chunk).map_err(failure)?;
                 &opened.as_ref().ok_or_else(|| FsError::NoReplica("there is none".into()))?.file
             }
         };
