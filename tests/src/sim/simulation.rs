@@ -465,6 +465,8 @@ impl Simulation {
                 continue;
             }
             let mut first: Option<(u32, Vec<_>, Vec<u8>)> = None;
+            // What no mount has committed is not scrubbed.
+            let is_scrubbed = is_scrubbed && self.is_written(chunk);
             for at in members {
                 match self.servers[at as usize - 1].store.inspect(chunk, units) {
                     Ok((states, bytes)) => match &first {
