@@ -374,10 +374,12 @@ impl Simulation {
     }
 
     fn resting(&mut self, elapsed: u64) {
+        // Where a disk with a last copy has failed, and so was not replaced, nothing can be put.
+        let usable = self.servers.iter().filter(|server| server.store.is_open() && !server.store.has_failed()).count();
         // A server that came back with an empty disk is another one.
         let is_gone = |node: &NodeId| self.servers.iter().all(|server| server.node() != Some(*node));
         let is_thin = |chunk: &ChunkId, set: &Chunk| {
-            (set.in_sync.len() < 3 || !set.syncing.is_empty() || set.in_sync.iter().any(is_gone))
+            (set.in_sync.len() < usable.min(3) || !set.syncing.is_empty() || set.in_sync.iter().any(is_gone))
                 && !self.checks.was_bereft(*chunk)
         };
         let thin = self.checks.sets.iter().find(|(chunk, (_, set))| is_thin(chunk, set));
