@@ -14,7 +14,6 @@ mod master;
 use std::time::{Duration, Instant};
 
 use dfs_proto::wire::Connection;
-use dfs_proto::wire::pb::{self, data_request};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 
@@ -49,8 +48,7 @@ impl Run<'_> {
     }
 
     fn barrier(&mut self) {
-        let barrier = data_request::Body::Barrier(pb::Barrier {});
-        self.chunk.ask_on(&mut self.connection, barrier, &[]).unwrap();
+        self.chunk.barrier_on(&mut self.connection).unwrap();
     }
 }
 

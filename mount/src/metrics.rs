@@ -62,7 +62,11 @@ impl Metrics {
             data_round_trips: counter(r, "dfs_mount_data_round_trips_total", "Requests to chunk servers"),
             retries: counters(r, "dfs_mount_retries_total", "Attempts made again", &["reason"]),
             read_ahead_hits: counter(r, "dfs_mount_read_ahead_hits_total", "Reads answered from read-ahead"),
-            waiting_requests: gauge(r, "dfs_mount_waiting_requests", "Calls that have waited for servers for more than 5 s"),
+            waiting_requests: gauge(
+                r,
+                "dfs_mount_waiting_requests",
+                "Calls that have waited for servers for more than 5 s",
+            ),
             sessions_lost: counter(r, "dfs_mount_sessions_lost_total", "Sessions lost to the master"),
             registry,
         }

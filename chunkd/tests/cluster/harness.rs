@@ -264,6 +264,11 @@ impl Chunk<'_> {
         self.ask_on(connection, data_request::Body::Read(pb::Read { offset, length }), &[]).unwrap().1
     }
 
+    #[allow(dead_code, reason = "the figures in examples/ use it")]
+    pub fn barrier_on(&self, connection: &mut Connection) -> Result<(), FsError> {
+        self.ask_on(connection, data_request::Body::Barrier(pb::Barrier {}), &[]).map(|_| ())
+    }
+
     pub fn zero(&self, offset: u32, length: u32, number: u64) {
         let zero = pb::Zero { offset, length, client: self.client, number };
         self.insist("zeroing", || self.ask(data_request::Body::Zero(zero), &[]));

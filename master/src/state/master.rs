@@ -157,11 +157,8 @@ impl MasterState {
             None => Counters::default(),
         };
         let now = clock.mono();
-        let control = Control {
-            nodes,
-            orders: Arc::new(Mutex::new(Orders::new(settings.seed))),
-            inbox: Arc::default(),
-        };
+        let control =
+            Control { nodes, orders: Arc::new(Mutex::new(Orders::new(settings.seed))), inbox: Arc::default() };
         let mut owner = Self {
             records,
             sessions: Sessions::default(),
