@@ -1,4 +1,4 @@
-//! Bugs on purpose: each is one rule taken away, and must be found by some seed.
+//! Bugs on purpose: each is one rule taken away, and must be found by some seed that shows nothing without it.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,6 +18,24 @@ pub struct Entry {
     pub bug: Bug,
     /// The seed that shows it, how many were run until then, and what rule was broken. `None`: it was missed.
     pub found: Option<(u64, u64, Violation)>,
+    /// Seeds that broke a rule without it, too.
+    pub unclean: Vec<u64>,
+}
+
+/// Looks for `bug` with the seeds from `from` on.
+pub fn find(bug: Bug, from: u64) -> Entry {
+    let mut entry = Entry { bug, found: None, unclean: Vec::new() };
+    for at in 0..SEEDS_MAX {
+        let seed = from + at;
+        let Some(violation) = run_seed(seed, Some(bug)).violation else { continue };
+        if run_seed(seed, None).violation.is_some() {
+            entry.unclean.push(seed);
+            continue;
+        }
+        entry.found = Some((seed, at + 1, violation));
+        break;
+    }
+    entry
 }
 
 /// Looks for each of `bugs` with the seeds from `from` on.
@@ -25,12 +43,8 @@ pub fn run(bugs: &[Bug], from: u64, threads: usize) -> Vec<Entry> {
     let (next, entries) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
         while let Some(bug) = bugs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let found = (0..SEEDS_MAX).find_map(|at| {
-                let violation = run_seed(from + at, Some(*bug)).violation?;
-                Some((from + at, at + 1, violation))
-            });
-            let mut entries = entries.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            entries.push(Entry { bug: *bug, found });
+            let entry = find(*bug, from);
+            entries.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(entry);
         }
     };
     std::thread::scope(|scope| {

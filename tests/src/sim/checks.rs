@@ -37,6 +37,8 @@ pub struct Checks {
     /// The chunks on record, by id.
     pub sets: BTreeMap<ChunkId, (Home, Chunk)>,
     servers: BTreeMap<NodeId, u32>,
+    /// Ids of servers that came back with an empty disk, and so as others.
+    gone: BTreeSet<NodeId>,
     kept: BTreeMap<(u32, ChunkId), Version>,
     served: BTreeMap<ChunkId, (Version, u32)>,
     tainted: BTreeSet<(ChunkId, u32)>,
@@ -274,7 +276,8 @@ impl Checks {
     /// Returns the servers that have a good copy.
     pub fn good(&self, chunk: ChunkId) -> Vec<u32> {
         let Some((_, set)) = self.sets.get(&chunk) else { return Vec::new() };
-        set.in_sync.iter().filter_map(|node| self.server(*node)).filter(|server| self.is_good(chunk, *server)).collect()
+        let there = set.in_sync.iter().filter(|node| !self.gone.contains(node));
+        there.filter_map(|node| self.server(*node)).filter(|server| self.is_good(chunk, *server)).collect()
     }
 
     /// Returns whether every chunk keeps so many good copies if these servers lose theirs.
@@ -311,6 +314,13 @@ impl Checks {
             context.history.lose(span, now);
             context.trace.say(now, || format!("chunk {chunk} has no good copy: what was not synced may go"));
         }
+    }
+
+    /// A server is to come back with an empty disk.
+    pub fn wiped(&mut self, server: u32) {
+        let ids = self.servers.iter().filter(|(_, at)| **at == server).map(|(id, _)| *id);
+        self.gone.extend(ids);
+        self.forget_versions(server);
     }
 
     /// What a server has on its disk cannot be relied on, or is gone.

@@ -623,7 +623,7 @@ impl Simulation {
         let now = self.context.now();
         self.context.trace.note(now, [42, u64::from(at)], || format!("chunk{at} has an empty disk"));
         self.servers[at as usize - 1].store.wipe();
-        self.checks.forget_versions(at);
+        self.checks.wiped(at);
     }
 }
 
