@@ -177,7 +177,9 @@ impl ReplicaCore {
         match &self.role {
             Role::Primary(active) if active.version == grant.grant.version => return Ready::Now(Arc::clone(active)),
             Role::Activating => {
-                call.wait_for(Interest::Role);
+                // Its owner, which may come here with an answer to what it asked before, goes on with any change.
+                let is_owner = self.activation.as_ref().is_some_and(|activation| activation.owner == call.id);
+                call.wait_for(if is_owner { Interest::All } else { Interest::Role });
                 return Ready::Later;
             }
             Role::Secondary(follow) if follow.version >= grant.grant.version => {

@@ -4,6 +4,7 @@ mod client;
 mod disk;
 mod history;
 mod master;
+mod owner;
 mod runs;
 mod world;
 
