@@ -315,7 +315,7 @@ impl Fleet {
     ///
     /// What is not there by then.
     pub fn wait_online(&mut self, patience: Duration) -> Result<Duration> {
-        self.wait_status(patience, |_| Ok(()))
+        self.wait_status(patience)
     }
 
     /// Waits until all chunk servers are there and every chunk has all of its replicas. Returns how long that took.
@@ -324,20 +324,19 @@ impl Fleet {
     ///
     /// What is not as it should be by then.
     pub fn wait_healthy(&mut self, patience: Duration) -> Result<Duration> {
-        self.wait_status(patience, |status| {
-            let mut lacking = Vec::new();
-            for key in LACKING {
-                let count = status[key].as_u64().with_context(|| format!("the status has no {key}"))?;
-                if count > 0 {
-                    lacking.push(format!("{key} {count}"));
-                }
-            }
-            ensure!(lacking.is_empty(), "{}", lacking.join(", "));
+        let began = Instant::now();
+        self.wait_online(patience)?;
+        // The counts of a status are some seconds old: a check of all records is of now.
+        wait::until_every("everything is replicated", patience, Duration::from_millis(500), || {
+            let ended = self.dfs(&["fsck"], ASK)?;
+            ensure!(ended.status.success(), "{}", program::tail(&ended.text(), 6));
             Ok(())
-        })
+        })?;
+        self.wait_online(patience)?;
+        Ok(began.elapsed())
     }
 
-    fn wait_status(&mut self, patience: Duration, and: impl Fn(&Value) -> Result<()>) -> Result<Duration> {
+    fn wait_status(&mut self, patience: Duration) -> Result<Duration> {
         let started = Instant::now();
         let expected = self.shape.chunk_servers;
         wait::until_every("the cluster is well", patience, Duration::from_millis(300), || {
@@ -350,7 +349,7 @@ impl Fleet {
             };
             let online = nodes.iter().filter(well).count();
             ensure!(online >= expected, "{online} of {expected} chunk servers are online and well");
-            and(&status)
+            Ok(())
         })?;
         Ok(started.elapsed())
     }
@@ -374,9 +373,6 @@ impl Fleet {
         fallen
     }
 }
-
-/// What a status says of chunks that lack something.
-const LACKING: [&str; 3] = ["under_replicated_chunks", "unavailable_chunks", "syncing_chunks"];
 
 impl Drop for Fleet {
     fn drop(&mut self) {
