@@ -347,7 +347,7 @@ impl Fsck<'_> {
     /// Orders a comparison as soon as there is room for one more.
     fn order_comparison(
         &mut self,
-        facts: ChunkFacts,
+        mut facts: ChunkFacts,
         tries: u32,
         running: &mut BTreeMap<u64, Compared>,
     ) -> Result<(), End> {
@@ -355,11 +355,16 @@ impl Fsck<'_> {
         let until = Instant::now() + if self.deep { DEEP_MAX } else { COMPARISON_MAX };
         loop {
             self.collect_comparisons(running)?;
-            if running.len() < SCRUBS_MAX
-                && let Some(id) = self.give(&facts, kind)?
-            {
-                running.insert(id, Compared { facts, until, tries });
-                return Ok(());
+            if running.len() < SCRUBS_MAX {
+                if let Some(id) = self.give(&facts, kind)? {
+                    running.insert(id, Compared { facts, until, tries });
+                    return Ok(());
+                }
+                // It may have another primary or version by now, or be gone.
+                match self.present(&facts)? {
+                    Some(now) => facts = now,
+                    None => return Ok(()),
+                }
             }
             if Instant::now() > until {
                 return self.find("R5", format!("{}: its primary does not take orders", shown(&facts)), false);
@@ -367,6 +372,12 @@ impl Fsck<'_> {
             std::thread::sleep(PAUSE);
             self.tell("comparison", 0, 1)?;
         }
+    }
+
+    /// Returns a chunk as it is now, if it is still there.
+    fn present(&self, facts: &ChunkFacts) -> Result<Option<ChunkFacts>, End> {
+        let now = self.world().chunks(&[facts.home()])?.pop().flatten();
+        Ok(now.filter(|now| now.chunk == facts.chunk))
     }
 
     fn give(&self, facts: &ChunkFacts, kind: OrderKind) -> Result<Option<u64>, End> {
@@ -423,11 +434,7 @@ impl Fsck<'_> {
             }
             Err(error) => error,
         };
-        let Some(now) = self.world().chunks(&[facts.home()])?.pop().flatten().filter(|now| now.chunk == facts.chunk)
-        else {
-            // The chunk is gone.
-            return Ok(());
-        };
+        let Some(now) = self.present(&facts)? else { return Ok(()) };
         if error != NO_ANSWER && tries < TRIES {
             std::thread::sleep(PAUSE * tries);
             return self.order_comparison(now, tries + 1, running);
