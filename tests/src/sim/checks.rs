@@ -20,6 +20,7 @@ use dfs_proto::{ChunkId, NodeId, Version};
 use super::chunk_node::ChunkNode;
 use super::context::Context;
 use super::files::{chunk_span, place};
+use super::scheduler::Time;
 use super::seen::Seen;
 
 /// A rule that was broken.
@@ -85,6 +86,7 @@ impl Checks {
                 Seen::Deleted { server, chunk, version } => self.deleted(server, chunk, version),
                 Seen::DiskFailed { server } => self.robbed(context, server),
                 Seen::Stopped { .. } => {}
+                Seen::Barrier { chunk, asked, seq } => self.check_barrier(chunk, asked, seq, nodes),
                 Seen::ZerosInLog { span, what } => {
                     let (index, ..) = place(span);
                     let inode = context.files.get(span.file).inode;
@@ -208,8 +210,9 @@ impl Checks {
         nodes: &[ChunkNode],
     ) {
         let Some((_, set)) = self.sets.get(&chunk) else { return };
-        // Of what lost all its good copies, a repeated write may be all that is left.
-        if set.version != version || self.was_bereft(chunk) {
+        // Of what lost all its good copies, a repeated write may be all that is left. Whatever the version: nobody comes
+        // into a set without what was written before.
+        if self.was_bereft(chunk) {
             return;
         }
         // One that has come since the records changed last is known to itself only.
@@ -232,8 +235,24 @@ impl Checks {
                 units.0, units.1
             );
             self.violated("ack", what);
-        } else if with.len() < 2 {
+        } else if with.len() < 2 && set.version == version {
             self.violated("ack", format!("chunk {chunk}: a write is acknowledged that only {with:?} has"));
+        }
+    }
+
+    /// D1: what was acknowledged when a barrier was asked for is on stable media of every member when it is answered.
+    fn check_barrier(&mut self, chunk: ChunkId, asked: Time, seq: u64, nodes: &[ChunkNode]) {
+        let Some((_, set)) = self.sets.get(&chunk) else { return };
+        let is_behind = |at: &u32| {
+            let since = nodes[*at as usize - 1].store.unsynced_since(chunk);
+            self.is_good(chunk, *at) && since.is_some_and(|(since, lowest)| since < asked && lowest <= seq)
+        };
+        let members: Vec<u32> = set.in_sync.iter().filter_map(|node| self.server(*node)).collect();
+        if let Some(at) = members.iter().find(|at| is_behind(at)) {
+            let what = format!(
+                "chunk {chunk}: a barrier is answered, and chunk{at} of {members:?} has not synced writes up to {seq}"
+            );
+            self.violated("D1", what);
         }
     }
 

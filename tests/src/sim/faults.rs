@@ -23,6 +23,8 @@ pub enum Kind {
     Clog,
     /// A chunk server is killed and starts again.
     Kill,
+    /// Some chunk servers are killed at once.
+    KillSome,
     /// A chunk server is killed again and again.
     CrashLoop,
     /// A process stops and goes on, perhaps after its lease.
@@ -37,6 +39,8 @@ pub enum Kind {
     PowerCutAll,
     /// The master is killed.
     MasterKill,
+    /// The master is killed, and some chunk servers do not reach the one that follows at once.
+    MasterOutOfReach,
     /// The master's host loses power.
     MasterPowerCut,
     /// A client dies, and another one comes.
@@ -49,6 +53,8 @@ pub enum Kind {
     WriteErrors,
     /// Syncs of a disk fail.
     SyncErrors,
+    /// Syncs fail on all disks, and then all hosts lose power.
+    BadDisks,
     /// Writes go astray, or are lost.
     StrayWrites,
     /// Bits flip on a disk.
@@ -63,13 +69,14 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::Weather,
         Self::Cut,
         Self::Isolate,
         Self::Split,
         Self::Clog,
         Self::Kill,
+        Self::KillSome,
         Self::CrashLoop,
         Self::Pause,
         Self::Slow,
@@ -77,12 +84,14 @@ impl Kind {
         Self::PowerCut,
         Self::PowerCutAll,
         Self::MasterKill,
+        Self::MasterOutOfReach,
         Self::MasterPowerCut,
         Self::ClientKill,
         Self::WallJump,
         Self::ReadErrors,
         Self::WriteErrors,
         Self::SyncErrors,
+        Self::BadDisks,
         Self::StrayWrites,
         Self::Rot,
         Self::Latent,
@@ -91,11 +100,31 @@ impl Kind {
     ];
 }
 
+impl Kind {
+    /// Returns whether it is a disk that does what it should not.
+    pub fn is_of_disks(self) -> bool {
+        matches!(
+            self,
+            Self::ReadErrors
+                | Self::WriteErrors
+                | Self::SyncErrors
+                | Self::BadDisks
+                | Self::StrayWrites
+                | Self::Rot
+                | Self::Latent
+                | Self::Wipe
+        )
+    }
+}
+
 /// Whether data may be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Every chunk keeps a good copy: all must be well in the end.
     Atlas,
+    /// All hosts may lose power at once, and no disk does anything worse than to forget what was not synced: what was
+    /// synced must be there in the end.
+    Power,
     /// Anything goes: the cluster may stop, and must not lie.
     Unlimited,
 }
@@ -122,12 +151,20 @@ pub struct Swarm {
 impl Swarm {
     /// Draws the swarm of a seed.
     pub fn draw(rng: &mut Random) -> Self {
-        let mode = if rng.in_a_million(600_000) { Mode::Atlas } else { Mode::Unlimited };
-        let share = rng.between(150_000, 700_000);
+        let mode = match rng.below(10) {
+            0..=4 => Mode::Atlas,
+            5 | 6 => Mode::Power,
+            _ => Mode::Unlimited,
+        };
+        let share = *rng.pick(&[80_000, 150_000, 300_000, 600_000]);
         let mut kinds: Vec<(Kind, u64)> =
             Kind::ALL.iter().filter(|_| rng.in_a_million(share)).map(|kind| (*kind, 0)).collect();
-        if kinds.is_empty() {
-            kinds.push((*rng.pick(&Kind::ALL), 0));
+        if mode == Mode::Power {
+            kinds.retain(|(kind, _)| !kind.is_of_disks());
+            kinds.push((Kind::PowerCutAll, 0));
+        }
+        if kinds.len() < 2 {
+            kinds.extend([(Kind::Kill, 0), (Kind::Cut, 0)]);
         }
         for (_, weight) in &mut kinds {
             *weight = rng.between(1, 10);
@@ -191,7 +228,7 @@ impl Swarm {
         match kind {
             Kind::ReadErrors => sickness.read_error_ppm = rate,
             Kind::WriteErrors => sickness.write_error_ppm = rate,
-            Kind::SyncErrors => sickness.sync_error_ppm = rate * 3,
+            Kind::SyncErrors | Kind::BadDisks => sickness.sync_error_ppm = rate * 3,
             Kind::StrayWrites => {
                 sickness.misdirected_ppm = rng.below(rate);
                 sickness.lost_write_ppm = rng.below(rate);

@@ -1,6 +1,6 @@
 //! The files of a simulation: what all clients know of each other without asking.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dfs_proto::{ChunkIndex, InodeId, Name};
 
@@ -49,6 +49,8 @@ impl FileInfo {
 /// All files.
 #[derive(Debug, Default)]
 pub struct Files {
+    /// Chunks of which something was brought to stable media, by promise.
+    pub synced: BTreeSet<(FileId, ChunkIndex)>,
     all: BTreeMap<FileId, FileInfo>,
 }
 

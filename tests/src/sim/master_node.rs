@@ -3,12 +3,12 @@
 //! What its shell does in a real master is done here as events: a call is run and committed, its answer waits until what
 //! it must not outlive is on stable media, and that is brought there now and then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use dfs_master::core::care::{Counters, NodeFacts};
-use dfs_master::core::care_loop::{Care, CareSettings};
+use dfs_master::core::care_loop::{Care, CareSettings, Event};
 use dfs_master::core::inventory::{Held as HeldReplica, Page};
 use dfs_master::core::key::Key;
 use dfs_master::core::node_table::{Disk, NodeState, NodeTable};
@@ -29,7 +29,7 @@ use super::context::{Context, Wake};
 use super::files::CHUNK_SIZE_LOG2;
 use super::message::{Answer, Ask, MetaAnswer, Pulse, Pulsed, Question, Registered, Registration, Report, RpcId};
 use super::network::Place;
-use super::scheduler::ms;
+use super::scheduler::{Time, ms};
 use super::seen::Seen;
 
 const TICK_SYNC: u32 = 1;
@@ -95,6 +95,7 @@ struct Run {
     state: MasterState,
     clock: Arc<StepClock>,
     care: Care,
+    began: Time,
     waiting: Vec<Waiting>,
     sync_planned: bool,
 }
@@ -107,6 +108,9 @@ pub struct MasterNode {
     run: Option<Run>,
     /// The log's last position when the sets were last looked at.
     seen_seq: Seq,
+    /// The chunks on record then, and since when others are not.
+    known: BTreeSet<ChunkId>,
+    gone: BTreeMap<ChunkId, Time>,
 }
 
 impl MasterNode {
@@ -126,7 +130,15 @@ impl MasterNode {
         ];
         store.commit(&Batch { seq: Seq(1), puts, deletes: Vec::new() }).expect("an empty store takes a batch");
         store.sync().expect("main memory does not fail");
-        Self { times, store, key: GrantKey::new([7; 32]), run: None, seen_seq: Seq(0) }
+        Self {
+            times,
+            store,
+            key: GrantKey::new([7; 32]),
+            run: None,
+            seen_seq: Seq(0),
+            known: BTreeSet::new(),
+            gone: BTreeMap::new(),
+        }
     }
 
     /// From the next run on, everything is scrubbed every few seconds.
@@ -160,7 +172,7 @@ impl MasterNode {
                     ..CareSettings::default()
                 };
                 let care = Care::new(settings);
-                self.run = Some(Run { boot, state, clock, care, waiting: Vec::new(), sync_planned: false });
+                self.run = Some(Run { boot, state, clock, care, began: now, waiting: Vec::new(), sync_planned: false });
             }
             Err(error) => {
                 context.seen.push(Seen::Wrong { rule: "D3", what: format!("the master does not start: {error}") })
@@ -361,6 +373,16 @@ impl MasterNode {
         }
         let now = context.now();
         for event in run.care.take_events() {
+            if let Event::Reclaimed { node, chunk } = event {
+                // By this host's clock, which may run fast.
+                let grace = ms(self.times.unknown_grace_ms) * 99 / 100;
+                let since = self.gone.get(&chunk).copied().unwrap_or_default().max(run.began);
+                if now < since.plus(grace) {
+                    let what =
+                        format!("chunk {chunk} is not on record since {since} only, and to be deleted at node {node}");
+                    context.seen.push(Seen::Wrong { rule: "R6", what });
+                }
+            }
             context.trace.say(now, || format!("master care: {event:?}"));
         }
         self.release(context);
@@ -371,27 +393,17 @@ impl MasterNode {
         let last = self.store.last_seq();
         if last != self.seen_seq {
             self.seen_seq = last;
+            let known: BTreeSet<ChunkId> = chunks(&self.store).values().map(|chunk| chunk.id).collect();
+            let now = context.now();
+            self.gone.extend(self.known.difference(&known).map(|chunk| (*chunk, now)));
+            self.known = known;
             context.seen.push(Seen::SetsChanged);
         }
     }
 
     /// Returns all chunks on record.
     pub fn chunks(&self) -> BTreeMap<Home, Chunk> {
-        let key = |inode, index| Key::Chunk(InodeId(inode), ChunkIndex(index)).encode();
-        let (start, end) = (key(0, 0), key(u64::MAX, u32::MAX));
-        let pairs = self.store.scan(&start, &end, usize::MAX).unwrap_or_default();
-        pairs
-            .iter()
-            .filter_map(|(key, value)| {
-                let key = Key::decode(key)?;
-                match (&key, Record::decode(&key, value).ok()?) {
-                    (Key::Chunk(inode, index), Record::Chunk(chunk)) => {
-                        Some((Home { inode: *inode, index: *index }, Chunk::clone(&chunk)))
-                    }
-                    _ => None,
-                }
-            })
-            .collect()
+        chunks(&self.store)
     }
 }
 
@@ -421,6 +433,24 @@ impl Run {
         let inbox = std::mem::take(&mut *state.control().inbox.lock());
         self.care.tick(now, fleet, inbox, &mut StateWorld { state, grant_key: key })
     }
+}
+
+fn chunks(store: &MemoryStore) -> BTreeMap<Home, Chunk> {
+    let key = |inode, index| Key::Chunk(InodeId(inode), ChunkIndex(index)).encode();
+    let (start, end) = (key(0, 0), key(u64::MAX, u32::MAX));
+    let pairs = store.scan(&start, &end, usize::MAX).unwrap_or_default();
+    pairs
+        .iter()
+        .filter_map(|(key, value)| {
+            let key = Key::decode(key)?;
+            match (&key, Record::decode(&key, value).ok()?) {
+                (Key::Chunk(inode, index), Record::Chunk(chunk)) => {
+                    Some((Home { inode: *inode, index: *index }, Chunk::clone(&chunk)))
+                }
+                _ => None,
+            }
+        })
+        .collect()
 }
 
 fn set(clock: &StepClock, context: &Context) {

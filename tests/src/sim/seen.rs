@@ -3,6 +3,7 @@
 use dfs_proto::{ChunkId, SessionId, Version};
 
 use super::history::Span;
+use super::scheduler::Time;
 
 /// One fact.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,15 @@ pub enum Seen {
         written: Option<((u32, u32), u64)>,
         /// For which session.
         session: SessionId,
+    },
+    /// A primary answered a barrier well.
+    Barrier {
+        /// Which chunk.
+        chunk: ChunkId,
+        /// When it was asked for.
+        asked: Time,
+        /// The last write that was acknowledged then.
+        seq: u64,
     },
     /// A version is on a server's disk.
     VersionKept {

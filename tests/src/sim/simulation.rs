@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use dfs_chunkd::core::unit::UnitState;
 use dfs_master::core::record::Chunk;
 use dfs_proto::limits::UNIT_SIZE;
+use dfs_proto::replica_set::Home;
 use dfs_proto::{ChunkId, ChunkIndex, NodeId, SessionId};
 
 use super::checks::{Checks, Violation};
@@ -363,7 +364,7 @@ impl Simulation {
         }
         if elapsed > HEAL_US {
             // What waits for data that are gone for good may do so until its own deadline.
-            let may_wait = |file: FileId| self.swarm.mode == Mode::Unlimited || self.is_bereft(file, None);
+            let may_wait = |file: FileId| self.may_be_lost(file, None);
             let busy = self.clients.iter().flat_map(ClientNode::busy).find(|(file, _)| !may_wait(*file));
             if let Some((_, what)) = busy {
                 self.checks.violated("F3", format!("30 s after the last fault was mended: {what}"));
@@ -380,17 +381,16 @@ impl Simulation {
         let is_gone = |node: &NodeId| self.servers.iter().all(|server| server.node() != Some(*node));
         let is_thin = |chunk: &ChunkId, set: &Chunk| {
             (set.in_sync.len() < usable.min(3) || !set.syncing.is_empty() || set.in_sync.iter().any(is_gone))
-                && !self.checks.was_bereft(*chunk)
+                && !self.is_exempt(*chunk)
         };
         let thin = self.checks.sets.iter().find(|(chunk, (_, set))| is_thin(chunk, set));
         match (thin, self.swarm.mode) {
-            (None, _) => self.compare(Phase::Compare),
-            (Some((chunk, (_, set))), Mode::Atlas) if elapsed > REST_US => {
+            (None, _) if self.swarm.mode != Mode::Unlimited || elapsed > seconds(60) => self.compare(Phase::Compare),
+            (Some((chunk, (_, set))), Mode::Atlas | Mode::Power) if elapsed > REST_US => {
                 let what =
                     format!("{} s after the last fault was mended, chunk {chunk} has {set:?}", REST_US / 1_000_000);
                 self.checks.violated("R7", what);
             }
-            (_, Mode::Unlimited) if elapsed > seconds(60) => self.compare(Phase::Compare),
             _ => {}
         }
     }
@@ -400,7 +400,7 @@ impl Simulation {
         self.reads = usable
             .iter()
             .flat_map(|file| (0..self.context.files.get(*file).chunks).map(|index| (*file, ChunkIndex(index))))
-            .filter(|(file, index)| self.swarm.mode == Mode::Unlimited || !self.is_bereft(*file, Some(*index)))
+            .filter(|(file, index)| self.swarm.mode == Mode::Unlimited || !self.may_be_lost(*file, Some(*index)))
             .collect();
         self.reads_failed = self.clients[0].done.1;
         self.reader = self.clients[0].session();
@@ -420,7 +420,7 @@ impl Simulation {
         }
         let failed = client.done.1 - self.reads_failed;
         let limit = match self.swarm.mode {
-            Mode::Atlas => COMPARE_US,
+            Mode::Atlas | Mode::Power => COMPARE_US,
             // What is gone for good is waited for as long as a client is patient, one chunk after the other.
             Mode::Unlimited => COMPARE_US + u64::from(failed) * ms(client.patience_ms()),
         };
@@ -434,7 +434,7 @@ impl Simulation {
             // A client that was away for long finds that out only now.
             return self.compare(self.phase);
         }
-        if failed > 0 && self.swarm.mode == Mode::Atlas {
+        if failed > 0 && self.swarm.mode != Mode::Unlimited {
             return self.checks.violated("D1", format!("{failed} chunks cannot be read in the end"));
         }
         self.compare_replicas();
@@ -447,7 +447,7 @@ impl Simulation {
     /// R5: the replicas of a quiet chunk that are in sync hold the same.
     fn compare_replicas(&mut self) {
         // Damage that nobody has come across yet is found by a scrub, at the latest.
-        let is_scrubbed = self.phase == Phase::CompareAgain && self.swarm.mode == Mode::Atlas;
+        let is_scrubbed = self.phase == Phase::CompareAgain && self.swarm.mode != Mode::Unlimited;
         let units = (1 << CHUNK_SIZE_LOG2) / UNIT_SIZE;
         let sets: Vec<(ChunkId, Vec<u32>)> = self
             .checks
@@ -484,9 +484,7 @@ impl Simulation {
                         Some(_) => {}
                     },
                     Err(error)
-                        if self.swarm.mode == Mode::Atlas
-                            && self.is_written(chunk)
-                            && !self.checks.was_bereft(chunk) =>
+                        if self.swarm.mode != Mode::Unlimited && self.is_written(chunk) && !self.is_exempt(chunk) =>
                     {
                         return self
                             .checks
@@ -498,12 +496,26 @@ impl Simulation {
         }
     }
 
-    /// Returns whether a file has a chunk (that one, if named) without a good copy.
-    fn is_bereft(&self, file: FileId, index: Option<ChunkIndex>) -> bool {
+    /// Returns whether nothing is asked of a chunk in the end: it once had no good copy, or nothing of it was ever promised
+    /// to be on stable media and all hosts lost power.
+    fn is_exempt(&self, chunk: ChunkId) -> bool {
+        let Some((home, _)) = self.checks.sets.get(&chunk) else { return true };
+        let is_synced = || {
+            let file = self.context.files.of_inode(home.inode);
+            file.is_some_and(|file| self.context.files.synced.contains(&(file.id, home.index)))
+        };
+        match self.swarm.mode {
+            Mode::Unlimited => true,
+            Mode::Atlas => self.checks.was_bereft(chunk),
+            Mode::Power => self.checks.was_bereft(chunk) && !is_synced(),
+        }
+    }
+
+    /// Returns whether a file has a chunk (that one, if named) of which nothing is asked.
+    fn may_be_lost(&self, file: FileId, index: Option<ChunkIndex>) -> bool {
         let inode = self.context.files.get(file).inode;
-        self.checks.sets.iter().any(|(chunk, (home, _))| {
-            Some(home.inode) == inode && index.is_none_or(|index| index == home.index) && self.checks.was_bereft(*chunk)
-        })
+        let is_of_file = |home: &Home| Some(home.inode) == inode && index.is_none_or(|index| index == home.index);
+        self.checks.sets.iter().any(|(chunk, (home, _))| is_of_file(home) && self.is_exempt(*chunk))
     }
 
     fn is_written(&self, chunk: ChunkId) -> bool {
@@ -611,7 +623,10 @@ impl Simulation {
     fn replace_broken_disk(&mut self, at: u32) {
         let is_up = self.context.is_up(Place::Chunk(at));
         let is_broken = !is_up || self.servers[at as usize - 1].store.has_failed();
-        if is_broken && (self.swarm.mode == Mode::Unlimited || self.checks.may_rob(&[at], 1)) {
+        if is_broken
+            && self.swarm.mode != Mode::Power
+            && (self.swarm.mode == Mode::Unlimited || self.checks.may_rob(&[at], 1))
+        {
             self.wipe_server(at);
             self.start_server(at);
         }

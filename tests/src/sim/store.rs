@@ -20,6 +20,7 @@ use dfs_proto::replica_set::{Grant, Home};
 use dfs_proto::{ChunkId, ClusterId, FsError, Version};
 
 use super::disk::Disk;
+use super::scheduler::Time;
 use super::volume::SharedDisk;
 use crate::random::Random;
 
@@ -70,6 +71,8 @@ pub struct NodeStore {
     store: Option<ReplicaStore>,
     open: BTreeMap<ChunkId, OpenReplica>,
     damaged: BTreeSet<ChunkId>,
+    /// Of replicas with writes that no sync followed: when the first of them came, and the lowest place of all.
+    unsynced: BTreeMap<ChunkId, (Time, u64)>,
 }
 
 impl NodeStore {
@@ -91,6 +94,7 @@ impl NodeStore {
             store: None,
             open: BTreeMap::new(),
             damaged: BTreeSet::new(),
+            unsynced: BTreeMap::new(),
         }
     }
 
@@ -117,11 +121,13 @@ impl NodeStore {
     /// The host loses power, after its process has ended.
     pub fn power_cut(&mut self) {
         self.boots += 1;
+        self.unsynced.clear();
         self.disk.lock().power_cut();
     }
 
     /// Replaces the disk by an empty one, while no process runs.
     pub fn wipe(&mut self) {
+        self.unsynced.clear();
         self.disk.lock().wipe();
     }
 
@@ -212,7 +218,9 @@ impl NodeStore {
             && opened.file.is_unsynced()
         {
             // A disk that fails is fenced by it.
-            let _ = opened.sync();
+            if opened.sync().is_ok() {
+                self.unsynced.remove(&chunk);
+            }
         }
     }
 
@@ -223,6 +231,7 @@ impl NodeStore {
     /// What the master is told.
     pub fn delete(&mut self, chunk: ChunkId) -> Result<(), FsError> {
         self.open.remove(&chunk);
+        self.unsynced.remove(&chunk);
         self.store().delete(chunk).map_err(failure)
     }
 
@@ -233,6 +242,7 @@ impl NodeStore {
     /// What the master is told.
     pub fn discard(&mut self, chunk: ChunkId) -> Result<(), FsError> {
         self.open.remove(&chunk);
+        self.unsynced.remove(&chunk);
         self.store().discard(chunk).map_err(failure)
     }
 
@@ -263,6 +273,16 @@ impl NodeStore {
             UnitRead::Bad => None,
         };
         Ok((reads.into_iter().map(state).collect(), bytes))
+    }
+
+    /// Returns since when a replica has writes that no sync followed, and the lowest place of them.
+    pub fn unsynced_since(&self, chunk: ChunkId) -> Option<(Time, u64)> {
+        self.unsynced.get(&chunk).copied()
+    }
+
+    /// Returns whether the disk is used although a sync of it has failed (D4).
+    pub fn trusts_failed_sync(&self) -> bool {
+        self.is_open() && !self.has_failed() && self.disk.lock().failed_syncs() > 0
     }
 
     /// Returns all replicas on disks that work.
@@ -315,7 +335,25 @@ impl NodeStore {
     /// # Errors
     ///
     /// What the core is told.
-    pub fn perform(&mut self, chunk: ChunkId, job: DiskJob) -> Result<DiskAnswer, FsError> {
+    pub fn perform(&mut self, now: Time, chunk: ChunkId, job: DiskJob) -> Result<DiskAnswer, FsError> {
+        let placed = match &job {
+            DiskJob::Put { states, .. } => states.iter().map(|state| state.stamp.seq).min(),
+            DiskJob::Zero { stamp, .. } => Some(stamp.seq),
+            _ => None,
+        };
+        let syncs = matches!(job, DiskJob::SetHeader { .. } | DiskJob::Sync);
+        let answer = self.carry_out(chunk, job)?;
+        if let Some(seq) = placed {
+            let (_, lowest) = self.unsynced.entry(chunk).or_insert((now, seq));
+            *lowest = seq.min(*lowest);
+        }
+        if syncs {
+            self.unsynced.remove(&chunk);
+        }
+        Ok(answer)
+    }
+
+    fn carry_out(&mut self, chunk: ChunkId, job: DiskJob) -> Result<DiskAnswer, FsError> {
         let Some(open) = self.open.get(&chunk) else {
             return Err(FsError::Stale("the replica was deleted"));
         };

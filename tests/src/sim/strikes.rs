@@ -36,6 +36,8 @@ enum Step {
     StartClient(u32),
     /// A disk is well again.
     Cure(u32),
+    /// All hosts of chunk servers lose power, for so long.
+    CutPower(u64),
 }
 
 /// The faults of a run.
@@ -160,6 +162,7 @@ impl Simulation {
                     self.clients[at as usize - 1].start(&mut self.context);
                 }
             }
+            Step::CutPower(lasts) => self.cut_all_power(lasts),
             Step::Cure(at) => {
                 self.say(|| format!("the disk of chunk{at} is well"));
                 self.cure_disk(at);
@@ -264,11 +267,43 @@ impl Simulation {
                 if !self.may_rob(&all) {
                     return false;
                 }
-                for at in all {
-                    self.kill_server(at, true);
-                    let delay = self.strikes.rng.below(lasts + 1);
-                    self.plan(delay, Step::StartServer(at));
+                self.cut_all_power(lasts);
+            }
+            Kind::BadDisks => {
+                if self.swarm.mode != Mode::Unlimited {
+                    return false;
                 }
+                for at in 1..=SERVERS {
+                    self.strike_disk(kind, at, lasts);
+                }
+                if self.strikes.rng.in_a_million(700_000) {
+                    self.plan(lasts + 1, Step::CutPower(ms(2_000)));
+                }
+            }
+            Kind::KillSome => {
+                for at in 1..=SERVERS {
+                    if self.context.is_up(Place::Chunk(at)) && self.strikes.rng.in_a_million(500_000) {
+                        self.end_server(at, false, lasts);
+                    }
+                }
+            }
+            Kind::MasterOutOfReach if self.context.is_up(Place::Master) => {
+                let mut links = Vec::new();
+                for server in (1..=SERVERS).map(Place::Chunk) {
+                    if self.strikes.rng.in_a_million(400_000) {
+                        links.extend([(server, Place::Master), (Place::Master, server)]);
+                    }
+                }
+                self.say(|| format!("the master is killed; links are cut: {}", links_words(&links)));
+                self.context.stop(Place::Master, false);
+                self.master.kill(&mut self.context, false);
+                for (from, to) in &links {
+                    self.context.network.cut(*from, *to);
+                }
+                let away = self.strikes.rng.between(ms(20), ms(1_500));
+                self.plan(away, Step::StartMaster);
+                let apart = self.strikes.rng.between(ms(1_000), ms(9_000));
+                self.plan(apart, Step::Mend(links));
             }
             Kind::MasterKill | Kind::MasterPowerCut if self.context.is_up(Place::Master) => {
                 let loses_power = kind == Kind::MasterPowerCut;
@@ -314,8 +349,16 @@ impl Simulation {
         true
     }
 
+    fn cut_all_power(&mut self, lasts: u64) {
+        for at in 1..=SERVERS {
+            self.kill_server(at, true);
+            let delay = self.strikes.rng.below(lasts + 1);
+            self.plan(delay, Step::StartServer(at));
+        }
+    }
+
     fn may_rob(&self, servers: &[u32]) -> bool {
-        self.swarm.mode == Mode::Unlimited || self.checks.may_rob(servers, 1)
+        self.swarm.mode != Mode::Atlas || self.checks.may_rob(servers, 1)
     }
 
     /// Returns whether what a server has may be gone for good: not the last but one good copy, for the server of the last
@@ -506,6 +549,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Split => "split",
         Kind::Clog => "clog",
         Kind::Kill => "kill",
+        Kind::KillSome => "kill_some",
         Kind::CrashLoop => "crash_loop",
         Kind::Pause => "pause",
         Kind::Slow => "slow",
@@ -513,12 +557,14 @@ fn name(kind: Kind) -> &'static str {
         Kind::PowerCut => "power_cut",
         Kind::PowerCutAll => "power_cut_all",
         Kind::MasterKill => "master_kill",
+        Kind::MasterOutOfReach => "master_out_of_reach",
         Kind::MasterPowerCut => "master_power_cut",
         Kind::ClientKill => "client_kill",
         Kind::WallJump => "wall_jump",
         Kind::ReadErrors => "read_errors",
         Kind::WriteErrors => "write_errors",
         Kind::SyncErrors => "sync_errors",
+        Kind::BadDisks => "bad_disks",
         Kind::StrayWrites => "stray_writes",
         Kind::Rot => "bit_rot",
         Kind::Latent => "latent_error",

@@ -4,6 +4,7 @@
 //! what came, carries out what they want, a little later and one thing after the other, and keeps what orders came to.
 
 mod control;
+mod jobs;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -71,6 +72,8 @@ struct CallState {
     session: SessionId,
     is_client: bool,
     written: Option<(u32, u32)>,
+    /// Of a barrier: when it was asked for, and the last write that was acknowledged then.
+    covers: Option<(Time, u64)>,
     deadline: MonoMs,
     /// When its last disk job is carried out.
     disk_at: Time,
@@ -120,6 +123,8 @@ struct Run {
     gave_up: bool,
     /// Replicas with damage that the master was not told of.
     damaged: BTreeSet<ChunkId>,
+    /// Of each chunk the last write that was acknowledged here.
+    acked: BTreeMap<ChunkId, u64>,
     ticks: u64,
 }
 
@@ -178,6 +183,7 @@ impl ChunkNode {
             is_leaving: false,
             gave_up: false,
             damaged: BTreeSet::new(),
+            acked: BTreeMap::new(),
             ticks: 0,
         });
         context.start(self.place);
@@ -305,7 +311,9 @@ impl ChunkNode {
         let words = super::message::request_words(&request);
         let sealed = Sealed { grant: Arc::new(grant), bytes };
         let remote = Caller::Remote { from, rpc };
-        let call = CallState { session, is_client: true, written, ..self.call(context, chunk, remote, words) };
+        let acked = self.run().acked.get(&chunk).copied().unwrap_or(0);
+        let covers = matches!(request, ClientRequest::Barrier).then(|| (context.now(), acked));
+        let call = CallState { session, is_client: true, written, covers, ..self.call(context, chunk, remote, words) };
         self.begin(context, call, OP_TIMEOUT_MS, Request::Client { grant: sealed, request });
         Ok(())
     }
@@ -368,6 +376,7 @@ impl ChunkNode {
             session: SessionId(0),
             is_client: false,
             written: None,
+            covers: None,
             deadline: MonoMs(0),
             disk_at: context.now(),
             expires: None,
@@ -448,71 +457,6 @@ impl ChunkNode {
         when.0.saturating_sub(context.now().0)
     }
 
-    fn keep(&mut self, job: Job) -> u64 {
-        let run = self.run();
-        let number = run.next;
-        run.next += 1;
-        run.jobs.insert(number, job);
-        number
-    }
-
-    fn plan_disk(&mut self, context: &mut Context, chunk: ChunkId, call: CallId, tag: Tag, job: DiskJob) {
-        let most = match job {
-            DiskJob::Sync | DiskJob::SetHeader { .. } => self.habits.disk_us * 20,
-            _ => self.habits.disk_us,
-        };
-        let slowness = context.process(self.place).slowness;
-        let delay = context.rng.below(most.max(1)) * slowness;
-        let mut at = context.now().plus(delay);
-        if let Some(state) = self.run().calls.get_mut(&call) {
-            at = at.max(state.disk_at);
-            state.disk_at = at;
-        }
-        let number = self.keep(Job::Carry { chunk, call, tag, job });
-        let (place, run) = (self.place, context.process(self.place).run);
-        context.scheduler.at(at, super::context::Event::Wake { place, run, what: Wake::Job(number) });
-    }
-
-    fn job(&mut self, context: &mut Context, number: u64) {
-        match self.run().jobs.remove(&number) {
-            Some(Job::Carry { chunk, call, tag, job }) => {
-                let kept = match &job {
-                    DiskJob::SetHeader { version, .. } => Some(*version),
-                    _ => None,
-                };
-                let (now, place) = (context.now(), self.place);
-                context.trace.note(now, [11, u64::from(self.at), chunk.0, call.0, u64::from(tag.0)], || {
-                    format!("{place} chunk {chunk}: disk {}", job_words(&job))
-                });
-                let result = self.store.perform(chunk, job);
-                if let Err(error) = &result {
-                    context.trace.say(now, || format!("{place} chunk {chunk}: disk says {error}"));
-                }
-                for mischief in self.store.disk.lock().take_mischief() {
-                    context.trace.say(now, || format!("{place} disk: {mischief:?}"));
-                }
-                if let (Some(version), Ok(_)) = (kept, &result) {
-                    context.seen.push(Seen::VersionKept { server: self.at, chunk, version });
-                }
-                if self.look_at_fuse(context) {
-                    return;
-                }
-                let delay = context.rng.below(self.habits.disk_us.max(1));
-                let number = self.keep(Job::Done { chunk, call, tag, result });
-                context.wake_after(self.place, delay, Wake::Job(number));
-            }
-            Some(Job::Done { chunk, call, tag, result }) => {
-                self.step(context, chunk, Input::DiskDone { call, tag, result });
-            }
-            Some(Job::Expire { call, at }) => {
-                let Some(state) = self.run().calls.get(&call).filter(|state| state.expires == Some(at)) else { return };
-                let chunk = state.chunk;
-                self.step(context, chunk, Input::Expired { call });
-            }
-            None => {}
-        }
-    }
-
     fn reply(&mut self, context: &mut Context, call: CallId, result: Result<Reply, FsError>) {
         let Some(state) = self.run().calls.remove(&call) else {
             context
@@ -537,6 +481,13 @@ impl ChunkNode {
                         session: state.session,
                     };
                     context.seen.push(seen);
+                    if let Some((asked, seq)) = state.covers {
+                        context.seen.push(Seen::Barrier { chunk: state.chunk, asked, seq });
+                    }
+                    if let Reply::Written { seq } = reply {
+                        let last = self.run().acked.entry(state.chunk).or_default();
+                        *last = (*last).max(*seq);
+                    }
                 }
                 let answer = match (state.is_client, result) {
                     (true, result) => Answer::Data(result),
@@ -637,15 +588,6 @@ impl ChunkNode {
         }
     }
 
-    /// Returns whether the host has stopped in the middle of what it did.
-    fn look_at_fuse(&self, context: &mut Context) -> bool {
-        let is_burnt = self.store.disk.lock().is_burnt();
-        if is_burnt {
-            context.seen.push(Seen::Stopped { server: self.at });
-        }
-        is_burnt
-    }
-
     /// Replicas that nobody uses may be closed at any time.
     fn close_idle(&mut self, context: &mut Context) {
         let delay = context.rng.between(ms(1_000), ms(8_000));
@@ -668,16 +610,6 @@ impl ChunkNode {
                 self.store.close_replica(chunk);
             }
         }
-    }
-}
-
-fn job_words(job: &DiskJob) -> String {
-    match job {
-        DiskJob::Put { first, states, key, .. } => {
-            let stamp = states.first().map(|state| state.stamp).unwrap_or_default();
-            format!("put {first}+{} {}.{} key {key:?}", states.len(), stamp.version, stamp.seq)
-        }
-        other => format!("{other:?}"),
     }
 }
 

@@ -139,6 +139,9 @@ impl ClientNode {
             ClientRequest::Zero { .. } if outcome == CallOutcome::Answered => {
                 self.unsynced.entry(file).or_default().insert(index);
             }
+            ClientRequest::Barrier if outcome == CallOutcome::Answered => {
+                context.files.synced.insert((file, index));
+            }
             ClientRequest::Read { .. } => {
                 if let Err(what) = self.read_done(context, lane, reply) {
                     context.seen.push(Seen::Wrong { rule: "C1", what });

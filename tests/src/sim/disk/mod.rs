@@ -109,6 +109,8 @@ pub struct Disk {
     /// After so many more of them the host stops in the middle of whatever it is doing.
     fuse: Option<u64>,
     is_burnt: bool,
+    /// Syncs of files that have failed in this run of the process.
+    failed_syncs: u64,
     rng: Random,
 }
 
@@ -138,6 +140,7 @@ impl Disk {
             operations: 0,
             fuse: None,
             is_burnt: false,
+            failed_syncs: 0,
             rng,
         }
     }
@@ -172,8 +175,14 @@ impl Disk {
     pub fn end_of_process(&mut self) {
         self.fuse = None;
         self.is_burnt = false;
+        self.failed_syncs = 0;
         self.mischief.clear();
         self.drop_nameless();
+    }
+
+    /// Returns how many syncs of files have failed in this run of the process.
+    pub fn failed_syncs(&self) -> u64 {
+        self.failed_syncs
     }
 
     /// Counts an operation that changes something.
@@ -331,6 +340,8 @@ impl Disk {
         let fails = self.rng.in_a_million(self.sickness.sync_error_ppm);
         let file = self.files.get_mut(&id).ok_or_else(|| error(libc::EBADF))?;
         if fails {
+            // What is put beside another file is thrown away if it fails.
+            self.failed_syncs += u64::from(!file.path.ends_with(".new"));
             self.mischief.push(Mischief::Error { what: "sync", path: file.path.clone() });
             file.fail_sync(&mut self.rng);
             return Err(error(libc::EIO));
