@@ -276,6 +276,11 @@ impl Registers {
         let known = start.checked_sub(NAMES_KEPT).unwrap_or(start).max(self.started);
         let opened = match hands.call(mount, life, "open", &Call::Open { path, write: false, flags: 0 })? {
             Answer::Handle(handle) => handle,
+            // The kernel looks a name up again once; it may have been renamed over a second time by then.
+            Answer::Errno(libc::ESTALE) => {
+                self.mounts.report.note("names that were renamed over while they were opened, twice");
+                return Ok(());
+            }
             Answer::Errno(libc::ENOENT) => {
                 // A name that is renamed over is never missing, once it was there.
                 if self.is_there(register, known) {

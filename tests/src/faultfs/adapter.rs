@@ -96,10 +96,14 @@ fn kind(is_directory: bool) -> FileType {
     if is_directory { FileType::Directory } else { FileType::RegularFile }
 }
 
-fn empty(reply: ReplyEmpty, result: io::Result<()>) {
+fn empty(what: &str, reply: ReplyEmpty, result: io::Result<()>) {
     match result {
         Ok(()) => reply.ok(),
-        Err(error) => reply.error(error.into()),
+        Err(error) => {
+            // What no rule has asked for is a fault of this layer: it must not go unseen.
+            eprintln!("faultfs: {what}: {error}");
+            reply.error(error.into());
+        }
     }
 }
 
@@ -176,16 +180,19 @@ impl Filesystem for Adapter {
                 let attr = self.attr(&metadata);
                 reply.created(&TTL, &attr, GENERATION, FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
             }
-            Err(error) => reply.error(error.into()),
+            Err(error) => {
+                eprintln!("faultfs: create {name:?}: {error}");
+                reply.error(error.into());
+            }
         }
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.disk.remove(self.inode(parent), name.as_bytes(), false));
+        empty(&format!("unlink {name:?}"), reply, self.disk.remove(self.inode(parent), name.as_bytes(), false));
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.disk.remove(self.inode(parent), name.as_bytes(), true));
+        empty(&format!("rmdir {name:?}"), reply, self.disk.remove(self.inode(parent), name.as_bytes(), true));
     }
 
     fn rename(
@@ -202,7 +209,8 @@ impl Filesystem for Adapter {
             return reply.error(Errno::EINVAL);
         }
         let (from, to) = (self.inode(parent), self.inode(new_parent));
-        empty(reply, self.disk.rename((from, name.as_bytes()), (to, new_name.as_bytes())));
+        let what = format!("rename {name:?} to {new_name:?}");
+        empty(&what, reply, self.disk.rename((from, name.as_bytes()), (to, new_name.as_bytes())));
     }
 
     fn open(&self, _request: &Request, _node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -241,7 +249,10 @@ impl Filesystem for Adapter {
     ) {
         match self.disk.write(self.inode(node), offset, data) {
             Ok(()) => reply.written(data.len() as u32),
-            Err(error) => reply.error(error.into()),
+            Err(error) => {
+                eprintln!("faultfs: write of {} bytes at {offset}: {error}", data.len());
+                reply.error(error.into());
+            }
         }
     }
 
@@ -250,7 +261,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _request: &Request, node: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        empty(reply, self.disk.sync(self.inode(node)));
+        empty("fsync", reply, self.disk.sync(self.inode(node)));
     }
 
     fn opendir(&self, _request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -284,7 +295,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _request: &Request, node: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        empty(reply, self.disk.sync_names(self.inode(node)));
+        empty("fsync of a directory", reply, self.disk.sync_names(self.inode(node)));
     }
 
     fn statfs(&self, _request: &Request, _node: INodeNo, reply: ReplyStatfs) {
@@ -316,7 +327,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        empty(reply, self.disk.allocate(self.inode(node), offset, length, mode));
+        empty("fallocate", reply, self.disk.allocate(self.inode(node), offset, length, mode));
     }
 
     fn lseek(&self, _: &Request, node: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
