@@ -43,6 +43,10 @@ pub struct Checks {
     kept: BTreeMap<(u32, ChunkId), Version>,
     served: BTreeMap<ChunkId, (Version, u32)>,
     tainted: BTreeSet<(ChunkId, u32)>,
+    /// Replicas with damage that only a comparison of every byte, or nobody, comes across.
+    rotten: BTreeSet<(ChunkId, u32)>,
+    /// Servers with such damage anywhere, until they get an empty disk.
+    hurt: BTreeSet<u32>,
     /// Servers whose disks do what they should not.
     pub sick: BTreeSet<u32>,
     /// Chunks that had no good copy, and the version then.
@@ -258,6 +262,7 @@ impl Checks {
 
     fn deleted(&mut self, server: u32, chunk: ChunkId, version: Version) {
         self.kept.remove(&(server, chunk));
+        self.rotten.remove(&(chunk, server));
         match self.sets.get(&chunk) {
             None => {
                 self.forgotten.insert(chunk);
@@ -278,7 +283,11 @@ impl Checks {
     // ------------------------------------------------------------ good copies
 
     fn is_good(&self, chunk: ChunkId, server: u32) -> bool {
-        !self.tainted.contains(&(chunk, server)) && !self.sick.contains(&server)
+        let replica = (chunk, server);
+        !self.tainted.contains(&replica)
+            && !self.rotten.contains(&replica)
+            && !self.sick.contains(&server)
+            && !self.hurt.contains(&server)
     }
 
     /// Returns whether a server has a copy that is in sync.
@@ -324,6 +333,18 @@ impl Checks {
         }
     }
 
+    /// The file of a replica was damaged.
+    pub fn rot(&mut self, context: &mut Context, chunk: ChunkId, server: u32) {
+        self.rotten.insert((chunk, server));
+        self.rob(context, chunk, server);
+    }
+
+    /// Anything on a server's disk may be damaged, without a sign of it.
+    pub fn hurt(&mut self, context: &mut Context, server: u32) {
+        self.hurt.insert(server);
+        self.robbed(context, server);
+    }
+
     fn lose(&mut self, context: &mut Context, chunk: ChunkId) {
         let Some((home, set)) = self.sets.get(&chunk) else { return };
         self.lost.insert(chunk, set.version);
@@ -339,6 +360,8 @@ impl Checks {
     pub fn wiped(&mut self, server: u32) {
         let ids = self.servers.iter().filter(|(_, at)| **at == server).map(|(id, _)| *id);
         self.gone.extend(ids);
+        self.hurt.remove(&server);
+        self.rotten.retain(|(_, at)| *at != server);
         self.forget_versions(server);
     }
 

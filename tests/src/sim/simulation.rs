@@ -459,7 +459,7 @@ impl Simulation {
             .collect();
         for (chunk, members) in sets {
             // One that nobody reads any more may be as the last fault left it.
-            if self.swarm.mode == Mode::Unlimited
+            if (self.swarm.mode == Mode::Unlimited || self.is_exempt(chunk))
                 && !members
                     .iter()
                     .any(|at| self.servers[*at as usize - 1].is_primary(chunk, self.context.mono(Place::Chunk(*at))))
@@ -607,13 +607,19 @@ impl Simulation {
 
     /// A disk does again what it should. What it has may be damaged all the same.
     pub(super) fn cure_disk(&mut self, at: u32) {
+        let was_silent;
         {
             let mut disk = self.servers[at as usize - 1].store.disk.lock();
+            was_silent = disk.sickness.misdirected_ppm + disk.sickness.lost_write_ppm > 0;
             disk.sickness = Sickness { writeback_ppm: self.swarm.writeback_ppm, ..Sickness::default() };
             disk.taken = 0;
         }
         if self.checks.sick.contains(&at) {
-            self.checks.robbed(&mut self.context, at);
+            if was_silent {
+                self.checks.hurt(&mut self.context, at);
+            } else {
+                self.checks.robbed(&mut self.context, at);
+            }
             self.checks.forget_versions(at);
             self.checks.sick.remove(&at);
         }

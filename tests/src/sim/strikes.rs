@@ -517,8 +517,8 @@ impl Simulation {
             self.say(|| format!("chunk{at}: {kind:?} of {path}, page {page}"));
             self.checks.forget_versions(at);
             match chunk_of(&path) {
-                Some(chunk) => self.checks.rob(&mut self.context, chunk, at),
-                None => self.checks.robbed(&mut self.context, at),
+                Some(chunk) => self.checks.rot(&mut self.context, chunk, at),
+                None => self.checks.hurt(&mut self.context, at),
             }
             let mut disk = self.servers[at as usize - 1].store.disk.lock();
             if kind == Kind::Rot {

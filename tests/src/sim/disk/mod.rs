@@ -233,7 +233,12 @@ impl Disk {
 
     /// Ends what processes had open without a name.
     pub fn drop_nameless(&mut self) {
-        let named: BTreeSet<u64> = self.names.values().chain(self.stable_names.values()).copied().collect();
+        // A name that came and went may be back after a power cut.
+        let made = self.changes.values().flatten().filter_map(|change| match change {
+            NameChange::Made(_, id) => Some(id),
+            _ => None,
+        });
+        let named: BTreeSet<u64> = self.names.values().chain(self.stable_names.values()).chain(made).copied().collect();
         self.files.retain(|id, _| named.contains(id));
     }
 
