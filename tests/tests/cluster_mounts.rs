@@ -76,6 +76,39 @@ fn an_overwrite_in_place_is_seen_by_the_next_open() {
 }
 
 #[test]
+fn an_append_is_read_where_it_is_by_the_handle_that_made_it() {
+    with_two_mounts(|_, first, second| {
+        for (round, (before, cut)) in
+            [(12_000usize, 1_500usize), (300_000, 70_000), (70_000, 300_000)].iter().enumerate()
+        {
+            let name = format!("file{round}");
+            let mut content = pattern(round as u64, *before);
+            std::fs::write(first.join(&name), &content)?;
+            seen("the file", || std::fs::read(second.join(&name)).is_ok_and(|found| found == content))?;
+            // The kernel of the second mount has pages and a size that are not those of the file any more.
+            OpenOptions::new().write(true).open(first.join(&name))?.set_len(*cut as u64)?;
+            content.resize(*cut, 0);
+            let mut file = OpenOptions::new().read(true).append(true).open(second.join(&name))?;
+            for piece in [700, 5_000] {
+                let piece = pattern(50 + piece, piece as usize);
+                file.write_all(&piece)?;
+                content.extend_from_slice(&piece);
+                // No more than that: a read past what the kernel takes for the end would make it ask for the size.
+                let mut found = vec![0; content.len()];
+                let count = file.read_at(&mut found, 0)?;
+                ensure!(found[..count] == content, "round {round}: {count} bytes, or other ones than were appended");
+            }
+            drop(file);
+            ensure!(
+                std::fs::read(first.join(&name))? == content,
+                "round {round}: the other mount reads something else"
+            );
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn what_was_fsynced_is_seen_by_the_next_open_though_the_writer_has_it_open() {
     with_two_mounts(|_, first, second| {
         let mut file = File::create(first.join("log"))?;

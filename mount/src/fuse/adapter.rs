@@ -150,6 +150,11 @@ fn open_reply_flags(open: &OpenFile, flags: i32) -> FopenFlags {
     if open.keep_cache {
         reply |= FopenFlags::FOPEN_KEEP_CACHE;
     }
+    if flags & libc::O_APPEND != 0 {
+        // Where the end is we say, and the kernel may take it to be elsewhere: what it kept of an append, it would keep at
+        // the wrong place.
+        reply |= FopenFlags::FOPEN_DIRECT_IO;
+    }
     if !may_write(flags) {
         // Nothing was written through it, so that close has nothing to wait for.
         reply |= FopenFlags::FOPEN_NOFLUSH;

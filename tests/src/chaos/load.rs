@@ -366,8 +366,6 @@ impl Hand {
         for _ in 0..self.random.between(1, 6) {
             match self.random.below(10) {
                 0..=4 => self.write(mount, life, entry, handle, append)?,
-                // The kernel may have put what was appended where it thought the end was, until the next open.
-                5 | 6 if append => {}
                 5 | 6 => {
                     let (first, count) = self.some_range(entry);
                     let call = Call::Read { handle, file: entry.id, first, count };
