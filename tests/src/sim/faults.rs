@@ -65,10 +65,14 @@ pub enum Kind {
     Full,
     /// A chunk server comes back with an empty disk.
     Wipe,
+    /// A primary reaches no other chunk server, and is killed after that.
+    Strand,
+    /// A primary hears nothing of the master, which hears it.
+    Deafen,
 }
 
 impl Kind {
-    /// All kinds.
+    /// Those of ordinary seeds. [`Kind::Strand`] and [`Kind::Deafen`] are of duels alone.
     pub const ALL: [Self; 27] = [
         Self::Weather,
         Self::Cut,
@@ -146,6 +150,15 @@ pub struct Swarm {
     pub calm: Weather,
     /// How often the kernel writes back what was not synced.
     pub writeback_ppm: u64,
+    /// All clients work on a few units of one chunk, and most faults are of those who have it: see [`is_duel`].
+    pub is_duel: bool,
+}
+
+/// Returns whether a seed is a duel: two of each thirteen are.
+///
+/// What goes wrong only when a fault comes between two requests for the same units is rare in a cluster with many chunks.
+pub fn is_duel(seed: u64) -> bool {
+    matches!(seed % 13, 3 | 4)
 }
 
 impl Swarm {
@@ -184,8 +197,24 @@ impl Swarm {
                 lost_ppm: if rng.in_a_million(500_000) { 0 } else { rng.below(3_000) },
                 twice_ppm: if rng.in_a_million(500_000) { 0 } else { rng.below(50_000) },
                 reset_ppm: if rng.in_a_million(500_000) { 0 } else { rng.below(5_000) },
+                echo_max_us: 0,
             },
             writeback_ppm: *rng.pick(&[0, 50_000, 400_000]),
+            is_duel: false,
+        }
+    }
+
+    /// Makes it that of a duel.
+    pub fn make_duel(&mut self, rng: &mut Random) {
+        self.is_duel = true;
+        let most = self.kinds.iter().map(|(_, weight)| weight).sum::<u64>();
+        for kind in [Kind::Strand, Kind::Deafen, Kind::Kill, Kind::Cut] {
+            self.kinds.push((kind, rng.between(0, most)));
+        }
+        // What arrived is sent once more, long after it was answered.
+        if rng.in_a_million(700_000) {
+            self.calm.twice_ppm = rng.between(10_000, 200_000);
+            self.calm.echo_max_us = ms(rng.between(20, 9_000));
         }
     }
 
@@ -218,6 +247,7 @@ impl Swarm {
             lost_ppm: some(rng, 250_000),
             twice_ppm: some(rng, 300_000),
             reset_ppm: some(rng, 150_000),
+            echo_max_us: self.calm.echo_max_us,
         }
     }
 

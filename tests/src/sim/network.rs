@@ -61,6 +61,8 @@ pub struct Weather {
     pub lost_ppm: u64,
     /// How often a question arrives twice.
     pub twice_ppm: u64,
+    /// The second time may be so much later.
+    pub echo_max_us: u64,
     /// How often the connection is cut: before the question arrives, or before the answer does.
     pub reset_ppm: u64,
 }
@@ -118,7 +120,8 @@ impl Network {
         }
         let delay = self.delay();
         if is_question && self.rng.in_a_million(weather.twice_ppm) {
-            return Fate::Twice(delay, self.delay() + self.delay());
+            let echo = if weather.echo_max_us > 0 { self.rng.below(weather.echo_max_us) } else { 0 };
+            return Fate::Twice(delay, self.delay() + self.delay() + echo);
         }
         Fate::Arrives(delay)
     }

@@ -19,7 +19,7 @@ use super::chunk_node::{ChunkNode, Habits};
 use super::client_node::{ClientNode, Mix};
 use super::context::{Context, Event, Failure};
 use super::disk::{Disk, Sickness};
-use super::faults::{Mode, Swarm};
+use super::faults::{Mode, Swarm, is_duel};
 use super::files::{CHUNK_SIZE_LOG2, CHUNK_SLOTS, Purpose, chunk_span};
 use super::history::FileId;
 use super::master_node::{MasterNode, Times};
@@ -104,7 +104,10 @@ impl Simulation {
     pub fn new(seed: u64, keeps_words: bool) -> Self {
         let mut rng = Random::new(seed);
         begin_run(rng.next());
-        let swarm = Swarm::draw(&mut rng);
+        let mut swarm = Swarm::draw(&mut rng);
+        if is_duel(seed) {
+            swarm.make_duel(&mut Random::of(seed, 1));
+        }
         let network = Network::new(swarm.calm, rng.fork());
         let mut context = Context::new(network, Trace::new(keeps_words), rng.fork());
         let lease_ms = 5_000;
@@ -135,7 +138,7 @@ impl Simulation {
             servers.push(ChunkNode::new(at, NodeStore::new(disk, pending_max), habits));
         }
         let weight = |rng: &mut Random, most: u64| if rng.in_a_million(700_000) { rng.between(1, most) } else { 0 };
-        let mix = Mix {
+        let mut mix = Mix {
             write: rng.between(4, 12),
             read: rng.between(2, 12),
             zero: weight(&mut rng, 4),
@@ -147,15 +150,20 @@ impl Simulation {
             slots_max: *rng.pick(&[1, 4, 16, CHUNK_SLOTS]),
             patience_ms: *rng.pick(&[15_000, 30_000, 120_000]),
             commit_percent: *rng.pick(&[0, 50, 100]),
+            slots: CHUNK_SLOTS,
         };
+        if swarm.is_duel {
+            mix = Mix { append: 0, look: 0, replace: 0, think_ms: 400, slots_max: 2, slots: 6, ..mix };
+        }
         let mut clients = Vec::new();
         for at in 1..=CLIENTS {
             context.add(Place::Client(at), clock(&mut rng));
-            let lanes = rng.between(1, 4) as usize;
+            let lanes = if swarm.is_duel { 4 } else { rng.between(1, 4) as usize };
             clients.push(ClientNode::new(at, lanes, 0, mix, &mut context));
         }
-        for _ in 0..rng.between(1, 3) {
-            let chunks = rng.between(1, 2) as u32;
+        let files = if swarm.is_duel { 1 } else { rng.between(1, 3) };
+        for _ in 0..files {
+            let chunks = if swarm.is_duel { 1 } else { rng.between(1, 2) as u32 };
             context.files.plan(Purpose::Shared, chunks);
         }
         for at in 1..=CLIENTS {
@@ -556,6 +564,7 @@ impl Simulation {
             }
         }
         for at in 1..=SERVERS {
+            self.servers[at as usize - 1].store.disk.lock().remove_fuse();
             self.cure_disk(at);
             if self.servers[at as usize - 1].store.has_failed() {
                 self.kill_server(at, false);

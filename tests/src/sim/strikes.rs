@@ -38,6 +38,8 @@ enum Step {
     Cure(u32),
     /// All hosts of chunk servers lose power, for so long.
     CutPower(u64),
+    /// A chunk server is killed, and starts after so long.
+    End(u32, u64),
 }
 
 /// The faults of a run.
@@ -163,6 +165,7 @@ impl Simulation {
                 }
             }
             Step::CutPower(lasts) => self.cut_all_power(lasts),
+            Step::End(at, lasts) => self.end_server(at, false, lasts),
             Step::Cure(at) => {
                 self.say(|| format!("the disk of chunk{at} is well"));
                 self.cure_disk(at);
@@ -204,7 +207,20 @@ impl Simulation {
     }
 
     fn any_server(&mut self) -> u32 {
+        if self.swarm.is_duel
+            && self.strikes.rng.in_a_million(700_000)
+            && let Some(server) = self.any_primary()
+        {
+            return server;
+        }
         self.strikes.rng.between(1, u64::from(SERVERS)) as u32
+    }
+
+    /// Returns a server that is the primary of a chunk.
+    fn any_primary(&mut self) -> Option<u32> {
+        let primaries: Vec<u32> =
+            self.master.chunks().values().filter_map(|chunk| self.checks.server(chunk.primary)).collect();
+        (!primaries.is_empty()).then(|| *self.strikes.rng.pick(&primaries))
     }
 
     fn any_place(&mut self) -> Place {
@@ -229,6 +245,7 @@ impl Simulation {
             }
             Kind::Cut | Kind::Isolate | Kind::Split | Kind::Clog => self.strike_links(kind, lasts),
             Kind::Kill if is_up => self.end_server(at, false, lasts),
+            Kind::Strand | Kind::Deafen => return self.strike_primary(kind, lasts),
             Kind::CrashLoop if is_up => {
                 let more = self.strikes.rng.between(1, 5) as u32;
                 self.plan(0, Step::KillServer(at, more));
@@ -428,6 +445,28 @@ impl Simulation {
         self.plan(lasts, Step::Mend(links));
     }
 
+    /// Cuts a primary off from the other chunk servers, or from what the master says.
+    fn strike_primary(&mut self, kind: Kind, lasts: u64) -> bool {
+        let Some(at) = self.any_primary() else { return false };
+        let primary = Place::Chunk(at);
+        let mut links = vec![(Place::Master, primary)];
+        if kind == Kind::Strand {
+            links.clear();
+            for other in (1..=SERVERS).map(Place::Chunk).filter(|other| *other != primary) {
+                links.extend([(primary, other), (other, primary)]);
+            }
+            if self.strikes.rng.in_a_million(600_000) {
+                self.plan(lasts / 2, Step::End(at, lasts));
+            }
+        }
+        self.say(|| format!("links are cut: {}", links_words(&links)));
+        for (from, to) in &links {
+            self.context.network.cut(*from, *to);
+        }
+        self.plan(lasts, Step::Mend(links));
+        true
+    }
+
     /// Ends a chunk server: now, or in the middle of one of the next things that it does to its disk.
     fn end_server(&mut self, at: u32, loses_power: bool, lasts: u64) {
         if self.context.is_up(Place::Chunk(at)) && self.strikes.rng.in_a_million(500_000) {
@@ -570,5 +609,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Latent => "latent_error",
         Kind::Full => "disk_full",
         Kind::Wipe => "wipe",
+        Kind::Strand => "strand",
+        Kind::Deafen => "deafen",
     }
 }

@@ -58,6 +58,8 @@ pub struct Mix {
     pub patience_ms: u64,
     /// How often the master is told of a write at once, in percent.
     pub commit_percent: u64,
+    /// Slots of each chunk that are used.
+    pub slots: u32,
 }
 
 /// One call that an operation makes.
@@ -335,7 +337,7 @@ impl ClientNode {
     fn any_span(&self, context: &mut Context, file: FileId) -> Span {
         let index = context.rng.below(u64::from(context.files.get(file).chunks)) as u32;
         let count = 1 + context.rng.below(u64::from(self.mix.slots_max)) as u32;
-        let first = context.rng.below(u64::from(CHUNK_SLOTS - count + 1)) as u32;
+        let first = context.rng.below(u64::from(self.mix.slots - count + 1)) as u32;
         Span { file, first: index * CHUNK_SLOTS + first, count }
     }
 

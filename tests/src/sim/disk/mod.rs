@@ -166,6 +166,11 @@ impl Disk {
         self.fuse = Some(operations);
     }
 
+    /// Lets the host go on after all.
+    pub fn remove_fuse(&mut self) {
+        self.fuse = None;
+    }
+
     /// Returns whether the host has stopped.
     pub fn is_burnt(&self) -> bool {
         self.is_burnt
