@@ -213,7 +213,7 @@ impl Swarm {
         }
         // What arrived is sent once more, long after it was answered.
         if rng.in_a_million(700_000) {
-            self.calm.twice_ppm = rng.between(10_000, 200_000);
+            self.calm.twice_ppm = rng.between(50_000, 400_000);
             self.calm.echo_max_us = ms(rng.between(20, 9_000));
         }
     }
