@@ -59,3 +59,13 @@ pub enum StoreError {
     #[error("bad replica file: {0}")]
     BadFile(String),
 }
+
+impl StoreError {
+    /// Says where a disk failed a write: what it said alone does not tell the name from the file.
+    fn at(self, what: impl FnOnce() -> String) -> Self {
+        match self {
+            Self::Write(error) => Self::Write(std::io::Error::new(error.kind(), format!("{}: {error}", what()))),
+            other => other,
+        }
+    }
+}

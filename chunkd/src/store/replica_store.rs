@@ -353,7 +353,9 @@ impl ReplicaStore {
             }
             made => made,
         };
-        let made = made.map_err(open_error).and_then(|file| ChunkFile::create(file, disk, directory, header));
+        let made = made
+            .map_err(|error| open_error(error).at(|| format!("making {path}")))
+            .and_then(|file| ChunkFile::create(file, disk, directory, header));
         let file = match disk.judge(made) {
             Ok(file) => file,
             Err(error) => {

@@ -616,7 +616,9 @@ impl Disk {
         match change {
             Change::Made { directory, name } => {
                 let path = directory.path(&name);
-                if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
+                let gone = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+                // It may have been removed below our feet: that is one of the faults.
+                gone.or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
             }
             Change::Removed { directory, name, kept } => std::fs::rename(self.kept_path(kept), directory.path(&name)),
             Change::Renamed { from, to, replaced } => {

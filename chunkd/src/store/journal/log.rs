@@ -206,7 +206,8 @@ impl Log {
         let base = tail.at + HEAD_BYTES as u64;
         let next = next_segment(&*self.volume, &mut tail.spares, base, self.segment_bytes, (self.fresh_salt)())
             .inspect_err(|error| self.note_failure(error))?;
-        self.volume.sync_directory(DIRECTORY).map_err(|error| self.failed(error))?;
+        let named = self.volume.sync_directory(DIRECTORY).map_err(write_error);
+        named.map_err(|error| self.failed(error.at(|| format!("syncing the names in {DIRECTORY}"))))?;
         let end = self.add(&mut tail, &mut Record::End.encode(), &[])?;
         self.sync_file(&*tail.current.file)?;
         self.synced.store(end, Ordering::Release);
@@ -307,7 +308,7 @@ impl Log {
         let spare = spare_path((self.fresh_salt)());
         let is_wanted = tail.spares.len() < SPARES;
         let retired = if is_wanted { self.volume.rename(path, &spare) } else { self.volume.remove(path) };
-        retired.map_err(|error| self.failed(error))?;
+        retired.map_err(|error| self.failed(write_error(error).at(|| format!("giving up {path}"))))?;
         if is_wanted {
             tail.spares.push(spare);
         }
@@ -331,7 +332,7 @@ impl Log {
             }
             Err(error) => {
                 let _ = self.volume.remove(&path);
-                Err(write_error(error))
+                Err(write_error(error).at(|| format!("making {path}")))
             }
         }
     }
@@ -402,10 +403,10 @@ fn next_segment(
     } else {
         remove_if_there(volume, &path).and_then(|()| volume.create(&path))
     };
-    let file = made.map_err(write_error)?;
+    let file = made.map_err(|error| write_error(error).at(|| format!("making {path}")))?;
     if let Err(error) = file.allocate(0, segment_bytes) {
         let _ = volume.remove(&path);
-        return Err(write_error(error));
+        return Err(write_error(error).at(|| format!("making {path}")));
     }
     Ok(Segment { base, salt, file: Arc::from(file) })
 }

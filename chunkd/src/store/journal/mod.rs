@@ -228,7 +228,7 @@ impl Journal {
             self.removals.lock().clone()
         };
         self.log.sync(self.log.wanted())?;
-        removals.iter().try_for_each(|directory| self.volume.sync_directory(directory).map_err(StoreError::Write))
+        removals.iter().try_for_each(|directory| self.sync_names(directory))
     }
 
     /// Counts bytes of memory that came to wait for a flush, or were written by one.
@@ -333,7 +333,7 @@ impl Journal {
         }
         let unnamed = files.iter().filter_map(|file| file.unsynced_directory());
         for directory in unnamed.chain(removals.iter().map(String::as_str)).collect::<BTreeSet<_>>() {
-            self.volume.sync_directory(directory).map_err(StoreError::Write)?;
+            self.sync_names(directory)?;
         }
         files.iter().for_each(|file| file.note_name_is_durable());
         self.repeat_keys()?;
@@ -341,6 +341,11 @@ impl Journal {
         self.log.sync(self.log.wanted())?;
         self.checkpoints.fetch_add(1, Ordering::Relaxed);
         self.log.free(position)
+    }
+
+    fn sync_names(&self, directory: &str) -> Result<(), StoreError> {
+        let synced = self.volume.sync_directory(directory).map_err(StoreError::Write);
+        synced.map_err(|error| error.at(|| format!("syncing the names in {directory}")))
     }
 
     /// Repeats what is remembered of requests, whose records are about to go.
