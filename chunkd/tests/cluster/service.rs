@@ -1,5 +1,7 @@
 //! What a mount sees while everything is well.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use dfs_proto::FsError;
 use dfs_proto::replica_set::Grant;
 use dfs_proto::wire::pb::{self, data_request};
@@ -83,15 +85,18 @@ fn a_repeated_request_is_not_applied_over_a_newer_one() {
 fn many_writers_and_readers_leave_equal_replicas() {
     let cluster = Cluster::start();
     let chunk = cluster.chunk(4);
+    // A client's numbers rise, as a mount's do.
+    let next_number = AtomicU64::new(1);
     std::thread::scope(|scope| {
         for writer in 0..6u32 {
+            let next_number = &next_number;
             scope.spawn(move || {
                 let mut connection = chunk.connect();
                 for round in 0..60u32 {
                     // Overlapping on purpose, at odd offsets too.
                     let offset = (writer * 3 + round * 7) % 40 * UNIT + (round % 3) * 500;
                     let data = vec![writer as u8 + 1; (UNIT * (1 + round % 4)) as usize];
-                    let request = chunk.write_request(offset, &data, u64::from(writer * 1_000 + round) + 1);
+                    let request = chunk.write_request(offset, &data, next_number.fetch_add(1, Ordering::Relaxed));
                     chunk.ask_on(&mut connection, request, &data).unwrap();
                     let read = data_request::Body::Read(pb::Read { offset, length: 100 });
                     chunk.ask_on(&mut connection, read, &[]).unwrap();

@@ -15,17 +15,23 @@
 //! then: units are made equal to the newest one. A replica that left the set may hold writes that the others never saw;
 //! it forgets everything before it is filled again.
 //!
-//! The window is bounded; a request that comes later than [`WINDOW_WRITES`] writes after its first copy is taken as new.
+//! Each client has a window of its own, so that nobody else's writes push its own out. A request that comes back after
+//! [`WINDOW_WRITES`] later ones of the same client may have been applied or not; nobody knows any more. It is
+//! [`Fate::Forgotten`] and is refused: applied a second time it could undo what was written since. Of more than
+//! [`CLIENTS_MAX`] clients, those that wrote last are remembered.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use dfs_proto::planted::{self, Bug};
 
 use super::super::message::WriteKey;
 use super::super::unit::WriteStamp;
 
-/// Writes that are remembered per chunk: four times those that can be in flight.
-pub const WINDOW_WRITES: usize = 128;
+/// Writes that are remembered per chunk and client. A mount begins no more than 128 after one that has not ended, and one
+/// may have up to three parts here.
+pub const WINDOW_WRITES: usize = 512;
+/// Clients that are remembered per chunk.
+pub const CLIENTS_MAX: usize = 32;
 
 /// Who asked: client, number, and the part of a request that needs several writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,12 +77,46 @@ pub enum Fate {
         /// The stamp it was given.
         stamp: WriteStamp,
     },
+    /// It is older than what is remembered: it may have been applied.
+    Forgotten,
 }
 
 /// The window of one chunk.
 #[derive(Debug, Default)]
 pub struct DedupeWindow {
-    writes: VecDeque<(RequestKey, Fate)>,
+    clients: BTreeMap<u64, Requests>,
+    /// Counts what was noted, to tell which client was heard last.
+    noted: u64,
+}
+
+/// The window of one client.
+#[derive(Debug, Default)]
+struct Requests {
+    /// By number and part.
+    writes: BTreeMap<(u64, u8), Fate>,
+    /// The highest number that was dropped for lack of room, 0 if none was.
+    forgotten: u64,
+    /// When something was noted last.
+    noted: u64,
+}
+
+impl Requests {
+    fn is_forgotten(&self, number: u64) -> bool {
+        // A replica that was filled has the whole window from another one, and not what that one has dropped.
+        let lowest = self.writes.keys().next().filter(|_| self.writes.len() >= WINDOW_WRITES);
+        number <= self.forgotten || lowest.is_some_and(|(lowest, _)| number < *lowest)
+    }
+
+    fn make_room(&mut self) {
+        // Writes in flight stay: their calls will come back to them.
+        while self.writes.len() >= WINDOW_WRITES
+            && let Some((number, part)) =
+                self.writes.iter().find(|(_, fate)| **fate != Fate::InFlight).map(|(at, _)| *at)
+        {
+            self.writes.remove(&(number, part));
+            self.forgotten = self.forgotten.max(number);
+        }
+    }
 }
 
 impl DedupeWindow {
@@ -86,7 +126,10 @@ impl DedupeWindow {
         if key.client == 0 || planted::is(Bug::NoDuplicateCheck) {
             return None;
         }
-        let (_, fate) = self.writes.iter_mut().rev().find(|(known, _)| *known == key)?;
+        let requests = self.clients.get_mut(&key.client)?;
+        let Some(fate) = requests.writes.get_mut(&(key.number, key.part)) else {
+            return requests.is_forgotten(key.number).then_some(Fate::Forgotten);
+        };
         if let Fate::Applied { activation: sent, stamp } = *fate
             && sent != activation
         {
@@ -100,35 +143,56 @@ impl DedupeWindow {
         if key.client == 0 {
             return;
         }
-        if let Some((_, known)) = self.writes.iter_mut().rev().find(|(known, _)| *known == key) {
-            *known = fate;
-            return;
+        self.noted += 1;
+        if self.clients.len() >= CLIENTS_MAX && !self.clients.contains_key(&key.client) {
+            self.drop_a_client();
         }
-        if self.writes.len() >= WINDOW_WRITES {
-            // Writes in flight stay: their calls will come back to them.
-            let old = self.writes.iter().position(|(_, fate)| *fate != Fate::InFlight).unwrap_or(0);
-            self.writes.remove(old);
+        let requests = self.clients.entry(key.client).or_default();
+        requests.noted = self.noted;
+        if !requests.writes.contains_key(&(key.number, key.part)) {
+            requests.make_room();
         }
-        self.writes.push_back((key, fate));
+        requests.writes.insert((key.number, key.part), fate);
+    }
+
+    /// Drops the client that has nothing in flight and was not heard of for the longest time.
+    fn drop_a_client(&mut self) {
+        let is_idle = |requests: &Requests| requests.writes.values().all(|fate| *fate != Fate::InFlight);
+        let idle = self.clients.iter().filter(|(_, requests)| is_idle(requests));
+        if let Some(client) = idle.min_by_key(|(_, requests)| requests.noted).map(|(client, _)| *client) {
+            self.clients.remove(&client);
+        }
     }
 
     /// Forgets `key`, if it is in flight: it was applied nowhere.
     pub fn forget(&mut self, key: RequestKey) {
-        self.writes.retain(|(known, fate)| *known != key || *fate != Fate::InFlight);
+        if let Some(requests) = self.clients.get_mut(&key.client)
+            && requests.writes.get(&(key.number, key.part)) == Some(&Fate::InFlight)
+        {
+            requests.writes.remove(&(key.number, key.part));
+        }
     }
 
     /// Forgets everything but what is in flight: what was applied may be undone.
     pub fn clear(&mut self) {
-        self.writes.retain(|(_, fate)| *fate == Fate::InFlight);
+        for requests in self.clients.values_mut() {
+            requests.writes.retain(|_, fate| *fate == Fate::InFlight);
+        }
+    }
+
+    fn writes(&self) -> impl Iterator<Item = (RequestKey, Fate)> {
+        self.clients.iter().flat_map(|(client, requests)| {
+            let key = |(number, part): (u64, u8)| RequestKey { client: *client, number, part };
+            requests.writes.iter().map(move |(at, fate)| (key(*at), *fate))
+        })
     }
 
     /// Returns the writes that this replica has applied.
     pub fn keys(&self) -> Vec<WriteKey> {
-        self.writes
-            .iter()
+        self.writes()
             .filter_map(|(key, fate)| match fate {
-                Fate::InFlight => None,
-                Fate::Applied { stamp, .. } | Fate::Committed { stamp } => key.stamped(*stamp),
+                Fate::InFlight | Fate::Forgotten => None,
+                Fate::Applied { stamp, .. } | Fate::Committed { stamp } => key.stamped(stamp),
             })
             .collect()
     }
@@ -145,7 +209,13 @@ impl DedupeWindow {
 
     /// Returns those of `keys` that are not known.
     pub fn unknown(&self, keys: &[WriteKey]) -> Vec<WriteKey> {
-        let is_known = |key: &WriteKey| self.writes.iter().any(|(known, _)| *known == RequestKey::of(key));
+        let is_known = |key: &WriteKey| {
+            let requests = self.clients.get(&key.client);
+            // What was dropped is not taken in again: the newest stay longest.
+            requests.is_some_and(|known| {
+                known.writes.contains_key(&(key.number, key.part)) || known.is_forgotten(key.number)
+            })
+        };
         keys.iter().filter(|key| !is_known(key)).copied().collect()
     }
 
@@ -217,12 +287,58 @@ mod tests {
     #[test]
     fn the_window_is_bounded_and_keeps_the_newest() {
         let mut window = DedupeWindow::default();
-        for number in 0..WINDOW_WRITES as u64 + 1 {
+        for number in 1..=WINDOW_WRITES as u64 + 1 {
             window.set(key(number), Fate::Committed { stamp: STAMP });
         }
-        assert_eq!(window.look_up(key(0), 1), None);
-        assert!(window.look_up(key(1), 1).is_some());
-        assert_eq!(window.writes.len(), WINDOW_WRITES);
+        assert_eq!(window.look_up(key(1), 1), Some(Fate::Forgotten));
+        assert_eq!(window.look_up(key(2), 1), Some(Fate::Committed { stamp: STAMP }));
+        assert_eq!(window.look_up(key(WINDOW_WRITES as u64 + 2), 1), None);
+        assert_eq!(window.writes().count(), WINDOW_WRITES);
+    }
+
+    #[test]
+    fn a_window_that_is_not_full_takes_an_older_number_as_new() {
+        let mut window = DedupeWindow::default();
+        for number in 2..=WINDOW_WRITES as u64 {
+            window.set(key(number), Fate::Committed { stamp: STAMP });
+        }
+        assert_eq!(window.look_up(key(1), 1), None);
+        window.set(key(1), Fate::InFlight);
+        assert_eq!(window.look_up(key(1), 1), Some(Fate::InFlight));
+        window.set(key(WINDOW_WRITES as u64 + 1), Fate::InFlight);
+        assert_eq!(window.look_up(key(1), 1), Some(Fate::InFlight));
+        assert_eq!(window.look_up(key(2), 1), Some(Fate::Forgotten));
+    }
+
+    #[test]
+    fn another_clients_writes_push_nothing_out() {
+        let mut window = DedupeWindow::default();
+        window.set(key(1), Fate::Committed { stamp: STAMP });
+        for number in 1..=3 * WINDOW_WRITES as u64 {
+            window.set(RequestKey { client: 6, ..key(number) }, Fate::Committed { stamp: STAMP });
+        }
+        assert_eq!(window.look_up(key(1), 1), Some(Fate::Committed { stamp: STAMP }));
+    }
+
+    #[test]
+    fn a_replica_that_was_filled_knows_what_the_others_have_forgotten() {
+        let mut window = DedupeWindow::default();
+        let number = |at: u64| key(at).stamped(WriteStamp { seq: at, ..STAMP }).expect("a client");
+        window.remember((2..=WINDOW_WRITES as u64 + 1).map(number).collect());
+        assert_eq!(window.look_up(key(1), 1), Some(Fate::Forgotten));
+        assert_eq!(window.unknown(&[number(1)]), []);
+    }
+
+    #[test]
+    fn clients_are_bounded_and_those_with_writes_in_flight_stay() {
+        let mut window = DedupeWindow::default();
+        window.set(key(1), Fate::InFlight);
+        for client in 10..10 + CLIENTS_MAX as u64 {
+            window.set(RequestKey { client, ..key(1) }, Fate::Committed { stamp: STAMP });
+        }
+        assert_eq!(window.look_up(key(1), 1), Some(Fate::InFlight));
+        assert_eq!(window.look_up(RequestKey { client: 10, ..key(1) }, 1), None);
+        assert_eq!(window.clients.len(), CLIENTS_MAX);
     }
 
     #[test]

@@ -228,6 +228,10 @@ impl ReplicaCore {
                 return Turn::Again;
             }
             Some(Fate::InFlight | Fate::Applied { .. }) => return Turn::Flow(call.wait_for(Interest::All)),
+            Some(Fate::Forgotten) => {
+                let reason = "the write comes so late that nobody knows whether it was applied before";
+                return Turn::Flow(Flow::End(Err(FsError::Io(reason.into()))));
+            }
         }
         let bytes = match part.content {
             Content::Holes => 0,

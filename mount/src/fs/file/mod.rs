@@ -26,6 +26,7 @@ mod seek;
 mod state;
 mod sync;
 mod table;
+mod under_way;
 mod unsynced;
 mod write;
 

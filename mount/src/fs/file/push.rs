@@ -10,6 +10,7 @@ use dfs_proto::{FsError, InodeId, MonoMs, unit};
 use super::chunk_calls::Missing;
 use super::pool::Tick;
 use super::state::{FileState, Layout, State};
+use super::under_way::Write;
 use crate::cache::{Mark, Sealed};
 use crate::core::{Ask, ChunkCall, Input, Step, Trouble};
 use crate::remote::{Patience, WriteId};
@@ -27,6 +28,7 @@ pub(super) struct Attempt {
     crcs: Vec<u32>,
     /// The same for all attempts, so that it is applied once.
     id: WriteId,
+    _under_way: Write,
     call: ChunkCall,
     patience: Patience,
     /// It was made already, and waits for the next attempt until this.
@@ -105,7 +107,7 @@ impl FileState {
         let due = state.parked.iter().position(|attempt| attempt.is_due(now));
         let attempt = match due {
             Some(at) => state.parked.swap_remove(at),
-            None if state.layout.is_inline() => return None,
+            None if state.layout.is_inline() || !state.under_way.has_room() => return None,
             None => {
                 let push_to = state.push_to;
                 let piece = state.dirty.seal(push_to)?;
@@ -113,6 +115,7 @@ impl FileState {
                     piece,
                     crcs: Vec::new(),
                     id: self.shared.backend.new_write(),
+                    _under_way: state.under_way.begin(),
                     call: ChunkCall::new(self.shared.settings.policy, now),
                     patience: Patience::new(&self.shared.metrics.waiting_requests),
                     parked_until: None,

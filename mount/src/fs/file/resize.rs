@@ -260,8 +260,10 @@ impl FileState {
     fn zero_in_chunk(self: &Arc<Self>, from: u64, to: u64) -> Result<(), FsError> {
         let backend = &self.shared.backend;
         let (index, within) = self.place(from);
+        let under_way = self.state.lock().under_way.begin();
         let id = backend.new_write();
         let zeroed = self.at_chunk("zero", index, |ask| backend.zero(ask, within, (to - from) as u32, id))?;
+        drop(under_way);
         if zeroed.is_some() {
             let mut state = self.state.lock();
             state.acked.insert(index);

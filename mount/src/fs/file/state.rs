@@ -19,6 +19,7 @@ use super::locations::KnownLocations;
 use super::pool::{PushPool, ReadPool};
 use super::push::Attempt;
 use super::table::{FileSettings, HandleId, OpenOptions, Unwritten};
+use super::under_way::UnderWay;
 use super::unsynced::UnsyncedFiles;
 use crate::cache::{DirtyMap, Mark, RangeSet, ReadAhead, Ticket};
 use crate::fs::Attr;
@@ -116,6 +117,8 @@ pub(super) struct State {
     pub(super) push_to: Mark,
     /// Pieces that failed and wait for their next attempt.
     pub(super) parked: Vec<Attempt>,
+    /// Writes at chunk servers that have not ended. Its lock is taken last.
+    pub(super) under_way: UnderWay,
     /// Pieces that a thread is pushing.
     pub(super) active: usize,
     /// The end of what is on replicas, or of what the file was extended to, and not committed; else 0.
@@ -160,6 +163,7 @@ impl FileState {
             dirty: DirtyMap::new(slot_bytes),
             push_to: Mark::default(),
             parked: Vec::new(),
+            under_way: UnderWay::default(),
             active: 0,
             acked_end: 0,
             acked: BTreeSet::new(),
