@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -175,6 +176,36 @@ fn names_that_no_directory_sync_covered_may_go_back_and_others_do_not() {
         let allowed = allowed.map(|(content, new, later)| (content.to_owned(), new, later));
         assert_eq!(outcomes, allowed.into_iter().collect());
         Ok(())
+    });
+}
+
+#[test]
+fn a_directory_is_listed_and_synced_while_its_names_come_and_go() {
+    mounted(|disk| {
+        std::fs::create_dir(disk.path("d"))?;
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let comes_and_goes = |number: usize| {
+                let mut round = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    let names = [format!("d/{number}-{round}"), format!("d/{number}-{round}-new")];
+                    disk.make(&names[0])?;
+                    std::fs::rename(disk.path(&names[0]), disk.path(&names[1]))?;
+                    std::fs::remove_file(disk.path(&names[1]))?;
+                    round += 1;
+                }
+                Ok(())
+            };
+            let busy: Vec<_> = (0..3).map(|number| scope.spawn(move || comes_and_goes(number))).collect();
+            let listed = (0..1500).try_for_each(|_| {
+                disk.sync_directory("d")?;
+                std::fs::read_dir(disk.path("d"))?.try_for_each(|entry| entry.map(drop))?;
+                Ok(())
+            });
+            is_over.store(true, Ordering::Relaxed);
+            let mut ended = busy.into_iter().map(|thread| thread.join().expect("it does not panic"));
+            listed.and(ended.try_for_each(|outcome: Result<()>| outcome))
+        })
     });
 }
 

@@ -15,7 +15,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{Error, ErrorKind, Result};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirEntryExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -155,9 +155,9 @@ impl Disk {
     pub fn list(&self, inode: u64) -> Result<Vec<(Vec<u8>, u64, bool)>> {
         let _world = self.world.read();
         let list = std::fs::read_dir(self.node(inode)?.path(b""))?.map(|entry| {
+            // Nothing but what the listing itself says: a name may go meanwhile.
             let entry = entry?;
-            let metadata = entry.metadata()?;
-            Ok((entry.file_name().into_vec(), metadata.ino(), metadata.is_dir()))
+            Ok((entry.file_name().into_vec(), entry.ino(), entry.file_type()?.is_dir()))
         });
         list.collect()
     }
