@@ -658,7 +658,10 @@ pub(super) fn load_table(file: &dyn RawFile, header: &Header) -> Result<UnitMap,
                 unread += if is_bad { sector.len() } else { 0 };
                 for (entry, unit) in sector.chunks_exact(ENTRY_BYTES).zip(first..) {
                     let slot = if is_bad { Slot::Damaged } else { Slot::decode(entry, header.chunk, unit) };
-                    map.load(unit, &slot);
+                    // Nobody compares or reads what was never written, so nobody would mend its entry.
+                    if slot != Slot::Damaged || !is_hole(file, unit) {
+                        map.load(unit, &slot);
+                    }
                 }
             }
             if unread == batch.len() {
@@ -668,6 +671,12 @@ pub(super) fn load_table(file: &dyn RawFile, header: &Header) -> Result<UnitMap,
         }
     }
     Ok(map)
+}
+
+/// Returns whether there is nothing where the data of `unit` would be: it reads as zeros, whatever its entry said.
+fn is_hole(file: &dyn RawFile, unit: u32) -> bool {
+    let from = data_offset(unit);
+    matches!(file.next_data(from, from + UNIT_BYTES as u64), Ok(None))
 }
 
 /// Holds what was read of a unit against its entry. The content of a hole does not matter.

@@ -9,7 +9,9 @@ use crate::core::message::WriteKey;
 use crate::core::unit::{UnitState, WriteStamp};
 use crate::store::StoreError;
 use crate::store::chunk_file::UnitRead;
+use crate::store::data_dir::replica_path;
 use crate::store::header::Header;
+use crate::store::layout::entry_offset;
 use crate::store::replica_store::{OpenReplica, ReplicaStore};
 
 fn header(chunk: u64) -> Header {
@@ -179,4 +181,40 @@ fn a_unit_that_is_lost_elsewhere_is_damaged_here_too_also_after_a_crash_and_a_ch
         put(&replica, 1, 2, 4).unwrap();
         assert!(holds(&replica, 1, 4) && holds(&replica, 2, 4));
     }
+}
+
+#[test]
+fn a_damaged_entry_where_nothing_was_ever_written_counts_for_nothing() {
+    let (volume, store, replica) = start();
+    put(&replica, 0, 2, 1).unwrap();
+    store.disks()[0].checkpoint().unwrap();
+    drop((replica, store));
+    let (_, path) = replica_path(ChunkId(1));
+    volume.change_image(|image| {
+        let number = image.names[&path];
+        for unit in [1, 9] {
+            image.files.get_mut(&number).unwrap().flip(entry_offset(unit) + 8, 3);
+        }
+    });
+    let store = open(&volume, "boot").unwrap();
+    let replica = store.open_replica(ChunkId(1)).unwrap().unwrap();
+    let mut buffer = vec![0; 16 * 4096];
+    let read = replica.file.read(0, 16, &mut buffer).unwrap();
+    assert_eq!(read[1], UnitRead::Bad);
+    assert_eq!(read[9], UnitRead::Good(UnitState::NEVER));
+    assert!(holds(&replica, 0, 1));
+    assert_eq!(replica.file.extents(0, 16), [(0, 2)]);
+    put(&replica, 9, 1, 2).unwrap();
+    assert!(holds(&replica, 9, 2));
+}
+
+#[test]
+fn replicas_that_hold_the_same_zero_the_same() {
+    let (_volume, _store, replica) = start();
+    put(&replica, 0, 1, 1).unwrap();
+    // Made as if it had never been written, as the other one is.
+    replica.file.put(0, &[UnitState::NEVER], &Bytes::new(), None).unwrap();
+    assert_eq!(replica.file.table(), []);
+    replica.file.zero(0, 4, WriteStamp { version: Version(1), seq: 2 }, None).unwrap();
+    assert_eq!(replica.file.table(), []);
 }

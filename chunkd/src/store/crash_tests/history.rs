@@ -204,6 +204,8 @@ impl ChunkHistory {
             let is_allowed = allowed.any(|held| {
                 let is_stamp = match held {
                     None => *state == UnitState::NEVER,
+                    // Without its entry, a hole is as good as one that was never anything else.
+                    Some((_, true)) if crash == Crash::Flip && *state == UnitState::NEVER => true,
                     Some((seq, hole)) => state.stamp == stamp(seq) && state.hole == hole,
                 };
                 is_stamp && content(held, unit) == found

@@ -141,9 +141,10 @@ pub struct Replayed {
 ///
 /// # Errors
 ///
-/// [`StoreError`] other than [`StoreError::BadFile`]: a replica that is unusable is left to who opens it.
+/// [`StoreError`] other than [`StoreError::BadFile`]: a replica that is unusable is left to who opens it. One that cannot
+/// be read is put aside.
 pub fn carry_out(volume: &dyn Volume, chunk: ChunkId, change: &Change) -> Result<Option<Replayed>, StoreError> {
-    let (_, path) = replica_path(chunk);
+    let (directory, path) = replica_path(chunk);
     if change.is_deleted {
         return match volume.remove(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::Write(error)),
@@ -163,7 +164,13 @@ pub fn carry_out(volume: &dyn Volume, chunk: ChunkId, change: &Change) -> Result
     let header = match (change.header, read_header(&*file, chunk)) {
         (Some(header), _) => header,
         (None, Ok(header)) => header,
-        (None, Err(StoreError::Read(error))) => return Err(StoreError::Read(error)),
+        (None, Err(StoreError::Read(error))) => {
+            // The rest of the disk is well. Should this one be readable again one day, it lacks what is lost here.
+            tracing::error!(%chunk, path, %error, "a replica's header cannot be read: put aside as .bad");
+            volume.rename(&path, &format!("{path}.bad")).map_err(StoreError::Write)?;
+            volume.sync_directory(&directory).map_err(StoreError::Write)?;
+            return Ok(None);
+        }
         (None, Err(_)) => return Ok(None),
     };
     let mut replayed = Replayed::default();
