@@ -30,6 +30,9 @@ pub enum Failure {
 pub enum Event {
     /// A question arrives.
     Asked(Question),
+    /// It arrives once more: at the run of the process that was there the first time, since a connection does not outlive
+    /// either of its ends.
+    AskedAgain(Question, u64),
     /// An answer arrives, or the news that there will be none.
     Answered(RpcId, Result<Answer, Failure>),
     /// The asker's patience ends.
@@ -255,7 +258,8 @@ impl Context {
             Fate::Arrives(delay) => self.scheduler.after(delay, Event::Asked(question)),
             Fate::Twice(first, second) => {
                 self.scheduler.after(first, Event::Asked(question.clone()));
-                self.scheduler.after(second, Event::Asked(question));
+                let run = self.process(to).run;
+                self.scheduler.after(second, Event::AskedAgain(question, run));
             }
             Fate::Reset(delay) => {
                 // It may have arrived all the same.

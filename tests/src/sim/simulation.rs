@@ -128,7 +128,9 @@ impl Simulation {
         for at in 1..=SERVERS {
             context.add(Place::Chunk(at), clock(&mut rng));
             let habits = Habits {
-                closes_idle: rng.in_a_million(500_000),
+                // One that was closed has forgotten which activations are past: it is used again only when no message of
+                // theirs can come once more.
+                closes_idle: rng.in_a_million(500_000) && swarm.calm.echo_max_us == 0,
                 report_ms: rng.between(2_000, 8_000),
                 disk_us: *rng.pick(&[50, 300, 2_000]),
             };
@@ -249,6 +251,11 @@ impl Simulation {
                         Place::Chunk(at) => self.servers[at as usize - 1].asked(&mut self.context, question),
                         Place::Client(_) => {}
                     }
+                }
+            }
+            Event::AskedAgain(question, run) => {
+                if self.context.process(question.to).run == run {
+                    self.dispatch(Event::Asked(question));
                 }
             }
             Event::Answered(rpc, result) => {
