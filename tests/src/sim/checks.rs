@@ -301,6 +301,11 @@ impl Checks {
         self.bereft.contains(&chunk)
     }
 
+    /// Returns how many chunks ever had no good copy.
+    pub fn bereft(&self) -> usize {
+        self.bereft.len()
+    }
+
     /// Returns the servers that have a good copy.
     pub fn good(&self, chunk: ChunkId) -> Vec<u32> {
         let Some((_, set)) = self.sets.get(&chunk) else { return Vec::new() };
@@ -308,10 +313,12 @@ impl Checks {
         there.filter_map(|node| self.server(*node)).filter(|server| self.is_good(chunk, *server)).collect()
     }
 
-    /// Returns whether every chunk keeps so many good copies if these servers lose theirs.
+    /// Returns whether every chunk that has a good copy keeps so many of them if these servers lose theirs.
     pub fn may_rob(&self, servers: &[u32], left: usize) -> bool {
-        let count = |chunk: &ChunkId| self.good(*chunk).iter().filter(|server| !servers.contains(server)).count();
-        self.sets.keys().all(|chunk| count(chunk) >= left)
+        self.sets.keys().all(|chunk| {
+            let good = self.good(*chunk);
+            good.is_empty() || good.iter().filter(|server| !servers.contains(server)).count() >= left
+        })
     }
 
     /// A server has lost what it had not synced, or worse.

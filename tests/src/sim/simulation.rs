@@ -97,6 +97,8 @@ pub struct Simulation {
     reads_failed: u32,
     /// The session in which all is read.
     reader: SessionId,
+    /// Chunks of which nothing was asked when all began to be read.
+    bereft: usize,
 }
 
 impl Simulation {
@@ -188,6 +190,7 @@ impl Simulation {
             reads: Vec::new(),
             reads_failed: 0,
             reader: SessionId(0),
+            bereft: 0,
         }
     }
 
@@ -419,6 +422,7 @@ impl Simulation {
             .collect();
         self.reads_failed = self.clients[0].done.1;
         self.reader = self.clients[0].session();
+        self.bereft = self.checks.bereft();
         self.go_to(phase);
     }
 
@@ -445,8 +449,9 @@ impl Simulation {
         if !self.reads.is_empty() || !client.is_idle() {
             return;
         }
-        if failed > 0 && self.reader != client.session() {
-            // A client that was away for long finds that out only now.
+        if failed > 0 && (self.reader != client.session() || self.bereft < self.checks.bereft()) {
+            // A client that was away for long finds that out only now; or the master has left a server with the last good
+            // copy, which is silent for as long as what it has planned when it was slow.
             return self.compare(self.phase);
         }
         if failed > 0 && self.swarm.mode != Mode::Unlimited {
