@@ -3,8 +3,10 @@
 //! | rule | what must hold |
 //! |---|---|
 //! | R1 | whoever tells what it read goes by the newest version that anybody has answered under |
-//! | R2 | the version of a replica on a disk never falls, and is never above the master's |
+//! | R2 | the version of a replica on a disk never falls, and is never above the master's; nobody acknowledges a write under a version that a member has not on its disk |
+//! | R3 | who comes into a set has everything that the primary has, and no later write is acknowledged by the set as it was |
 //! | ack | when a write is acknowledged, every member in sync has it, and there are enough |
+//! | F2 | what was on stable media once can be read after any end of its server, whatever came after it |
 //! | R6 | a replica is deleted only if no record wants it |
 //!
 //! They also keep account of which copies are *good*: in sync, and not robbed of what was not synced since they came
@@ -13,6 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dfs_chunkd::core::unit::UnitState;
 use dfs_master::core::record::Chunk;
 use dfs_proto::replica_set::Home;
 use dfs_proto::{ChunkId, NodeId, Version};
@@ -54,6 +57,10 @@ pub struct Checks {
     /// Chunks that ever had none.
     bereft: BTreeSet<ChunkId>,
     forgotten: BTreeSet<ChunkId>,
+    /// Servers whose disks were ever made worse than by a loss of power.
+    pub unreliable: BTreeSet<u32>,
+    /// The version with which a chunk's set grew last, and the last write before that.
+    grown: BTreeMap<ChunkId, (Version, u64)>,
     /// What was found wrong.
     pub violations: Vec<Violation>,
 }
@@ -112,7 +119,9 @@ impl Checks {
                 self.servers.insert(id, node.at);
             }
         }
-        self.sets = sets.into_iter().map(|(home, chunk)| (chunk.id, (home, chunk))).collect();
+        let sets: BTreeMap<_, _> = sets.into_iter().map(|(home, chunk)| (chunk.id, (home, chunk))).collect();
+        let before = std::mem::replace(&mut self.sets, sets);
+        self.check_grown(&before, nodes);
         let (sets, servers) = (&self.sets, &self.servers);
         self.tainted.retain(|(chunk, server)| {
             sets.get(chunk).is_some_and(|(_, set)| set.in_sync.iter().any(|node| servers.get(node) == Some(server)))
@@ -141,6 +150,35 @@ impl Checks {
         }
     }
 
+    /// R3: who was filled has what the primary has, in the very moment in which it is taken into the set.
+    fn check_grown(&mut self, before: &BTreeMap<ChunkId, (Home, Chunk)>, nodes: &[ChunkNode]) {
+        let (mut found, mut grown) = (Vec::new(), Vec::new());
+        for (chunk, (_, set)) in &self.sets {
+            let Some((_, old)) = before.get(chunk) else { continue };
+            let Some(newcomer) = set.in_sync.iter().find(|node| !old.in_sync.contains(node)) else { continue };
+            if old.primary != set.primary || self.was_bereft(*chunk) {
+                continue;
+            }
+            let (Some(primary), Some(at)) = (self.server(set.primary), self.server(*newcomer)) else { continue };
+            let table = |at: u32| nodes[at as usize - 1].store.peek(*chunk).filter(|_| self.is_good(*chunk, at));
+            let Some(ours) = table(primary) else { continue };
+            let last = ours.values().map(|state| state.stamp.seq).max().unwrap_or(0);
+            grown.push((*chunk, (set.version, last)));
+            let Some(theirs) = table(at) else { continue };
+            let lacks = |(unit, state): &(&u32, &UnitState)| theirs.get(unit).is_none_or(|it| it.stamp != state.stamp);
+            if let Some((unit, state)) = ours.iter().find(lacks) {
+                found.push(format!(
+                    "chunk {chunk}: chunk{at} comes into the set of version {} without write {:?} of unit {unit}",
+                    set.version, state.stamp
+                ));
+            }
+        }
+        self.grown.extend(grown);
+        for what in found {
+            self.violated("R3", what);
+        }
+    }
+
     fn version_kept(&mut self, server: u32, chunk: ChunkId, version: Version) {
         // A disk that loses writes keeps nothing.
         if !self.sick.contains(&server)
@@ -160,8 +198,15 @@ impl Checks {
         }
     }
 
-    /// Checks the versions that a server finds on its disk when it starts.
-    pub fn found_at_start(&mut self, server: u32, held: &[(ChunkId, Version)]) {
+    /// Checks what a server finds on its disk when it starts: the versions, and a unit that cannot be read.
+    pub fn found_at_start(&mut self, server: u32, held: &[(ChunkId, Version)], torn: Option<(ChunkId, u32)>) {
+        if let Some((chunk, unit)) = torn
+            && !self.unreliable.contains(&server)
+            && self.is_good_disk(chunk, server)
+            && !self.was_bereft(chunk)
+        {
+            self.violated("F2", format!("chunk {chunk}: chunk{server} cannot read unit {unit}, which was synced once"));
+        }
         let held: BTreeMap<ChunkId, Version> = held.iter().copied().collect();
         let kept: Vec<_> = self
             .kept
@@ -171,7 +216,10 @@ impl Checks {
             .collect();
         for (chunk, version) in kept {
             match held.get(&chunk) {
-                Some(found) if *found >= version => {}
+                // A kill in the midst of a sync leaves what was to be synced.
+                Some(found) if *found >= version => {
+                    self.kept.insert((server, chunk), *found);
+                }
                 Some(found) => self.violated(
                     "R2",
                     format!("chunk {chunk}: chunk{server} comes back with version {found}, it had {version}"),
@@ -225,6 +273,28 @@ impl Checks {
             node.map(|node| node.at).or_else(|| self.server(id))
         };
         let members: Vec<u32> = set.in_sync.iter().filter_map(|node| server(*node)).collect();
+        // What the write itself says: a primary may have heard of the next version by now.
+        let made_under = |at: &u32| {
+            let table = nodes[*at as usize - 1].store.peek(chunk)?;
+            table.get(&units.0).map(|state| state.stamp).filter(|stamp| stamp.seq == seq).map(|stamp| stamp.version)
+        };
+        if let Some(version) = members.iter().find_map(made_under)
+            && let Some(at) =
+                members.iter().find(|at| self.kept.get(&(**at, chunk)).is_some_and(|kept| *kept < version))
+        {
+            let what =
+                format!("chunk {chunk}: write {seq} of version {version} is acknowledged, which chunk{at} lacks");
+            return self.violated("R2", what);
+        }
+        if let Some((since, last)) = self.grown.get(&chunk)
+            && version < *since
+            && seq > *last
+        {
+            let what = format!(
+                "chunk {chunk}: write {seq} is acknowledged under version {version}; the set grew with version {since}, after write {last}"
+            );
+            return self.violated("R3", what);
+        }
         let has = |at: u32| {
             // It had it, and has lost it since; or what it has cannot be seen at the moment.
             let Some(table) = nodes[at as usize - 1].store.peek(chunk).filter(|_| self.is_good(chunk, at)) else {
@@ -283,11 +353,11 @@ impl Checks {
     // ------------------------------------------------------------ good copies
 
     fn is_good(&self, chunk: ChunkId, server: u32) -> bool {
-        let replica = (chunk, server);
-        !self.tainted.contains(&replica)
-            && !self.rotten.contains(&replica)
-            && !self.sick.contains(&server)
-            && !self.hurt.contains(&server)
+        !self.tainted.contains(&(chunk, server)) && self.is_good_disk(chunk, server)
+    }
+
+    fn is_good_disk(&self, chunk: ChunkId, server: u32) -> bool {
+        !self.rotten.contains(&(chunk, server)) && !self.sick.contains(&server) && !self.hurt.contains(&server)
     }
 
     /// Returns whether a server has a copy that is in sync.

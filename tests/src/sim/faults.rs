@@ -67,7 +67,7 @@ pub enum Kind {
     Wipe,
     /// A primary reaches no other chunk server, and is killed after that.
     Strand,
-    /// A primary hears nothing of the master, which hears it.
+    /// A primary hears half of what the master says, which hears it; and does not reach a member for a part of that time.
     Deafen,
 }
 
@@ -198,6 +198,7 @@ impl Swarm {
                 twice_ppm: if rng.in_a_million(500_000) { 0 } else { rng.below(50_000) },
                 reset_ppm: if rng.in_a_million(500_000) { 0 } else { rng.below(5_000) },
                 echo_max_us: 0,
+                unheard_ppm: 0,
             },
             writeback_ppm: *rng.pick(&[0, 50_000, 400_000]),
             is_duel: false,
@@ -210,6 +211,12 @@ impl Swarm {
         let most = self.kinds.iter().map(|(_, weight)| weight).sum::<u64>();
         for kind in [Kind::Strand, Kind::Deafen, Kind::Kill, Kind::Cut] {
             self.kinds.push((kind, rng.between(0, most)));
+        }
+        if self.mode == Mode::Power {
+            self.kinds.push((Kind::PowerCutAll, most));
+        }
+        if rng.in_a_million(500_000) {
+            self.calm.unheard_ppm = rng.below(400_000);
         }
         // What arrived is sent once more, long after it was answered.
         if rng.in_a_million(700_000) {
@@ -248,6 +255,7 @@ impl Swarm {
             twice_ppm: some(rng, 300_000),
             reset_ppm: some(rng, 150_000),
             echo_max_us: self.calm.echo_max_us,
+            unheard_ppm: self.calm.unheard_ppm,
         }
     }
 

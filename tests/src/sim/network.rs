@@ -63,6 +63,8 @@ pub struct Weather {
     pub twice_ppm: u64,
     /// The second time may be so much later.
     pub echo_max_us: u64,
+    /// How often what the master answers a chunk server is lost.
+    pub unheard_ppm: u64,
     /// How often the connection is cut: before the question arrives, or before the answer does.
     pub reset_ppm: u64,
 }
@@ -87,7 +89,11 @@ pub enum Fate {
 enum Fault {
     Cut,
     Clogged,
+    Deaf,
 }
+
+/// How much a deaf host misses.
+const DEAF_PPM: u64 = 500_000;
 
 /// The links between all places.
 #[derive(Debug)]
@@ -109,11 +115,16 @@ impl Network {
         match self.faults.get(&(from, to)) {
             Some(Fault::Cut) => return Fate::Lost,
             Some(Fault::Clogged) => return Fate::Held,
-            None => {}
+            Some(Fault::Deaf) if self.rng.in_a_million(DEAF_PPM) => return Fate::Lost,
+            Some(Fault::Deaf) | None => {}
         }
         let weather = self.weather;
         if self.rng.in_a_million(weather.reset_ppm) {
             return if self.is_cut(to, from) { Fate::Lost } else { Fate::Reset(self.delay()) };
+        }
+        let is_of_master = from == Place::Master && matches!(to, Place::Chunk(_));
+        if is_of_master && weather.unheard_ppm > 0 && self.rng.in_a_million(weather.unheard_ppm) {
+            return Fate::Lost;
         }
         if self.rng.in_a_million(weather.lost_ppm) {
             return Fate::Lost;
@@ -135,7 +146,7 @@ impl Network {
 
     /// Returns whether nothing gets from one place to another.
     pub fn is_cut(&self, from: Place, to: Place) -> bool {
-        self.faults.contains_key(&(from, to))
+        self.faults.get(&(from, to)).is_some_and(|fault| *fault != Fault::Deaf)
     }
 
     /// Cuts one direction of a link.
@@ -146,6 +157,11 @@ impl Network {
     /// Holds back what goes in one direction of a link.
     pub fn clog(&mut self, from: Place, to: Place) {
         self.faults.entry((from, to)).or_insert(Fault::Clogged);
+    }
+
+    /// Loses much of what goes in one direction of a link.
+    pub fn deafen(&mut self, from: Place, to: Place) {
+        self.faults.entry((from, to)).or_insert(Fault::Deaf);
     }
 
     /// Makes one direction of a link whole.

@@ -623,7 +623,8 @@ impl Simulation {
             return self.start_server_later(at);
         }
         let held: Vec<_> = server.store.held().into_iter().map(|(chunk, _, version)| (chunk, version)).collect();
-        self.checks.found_at_start(at, &held);
+        let torn = server.store.torn((1 << CHUNK_SIZE_LOG2) / UNIT_SIZE);
+        self.checks.found_at_start(at, &held, torn);
     }
 
     /// A disk does again what it should. What it has may be damaged all the same.

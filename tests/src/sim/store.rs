@@ -73,6 +73,8 @@ pub struct NodeStore {
     damaged: BTreeSet<ChunkId>,
     /// Of replicas with writes that no sync followed: when the first of them came, and the lowest place of all.
     unsynced: BTreeMap<ChunkId, (Time, u64)>,
+    /// The units of each replica that were brought to stable media once.
+    durable: BTreeMap<ChunkId, BTreeSet<u32>>,
 }
 
 impl NodeStore {
@@ -95,6 +97,7 @@ impl NodeStore {
             open: BTreeMap::new(),
             damaged: BTreeSet::new(),
             unsynced: BTreeMap::new(),
+            durable: BTreeMap::new(),
         }
     }
 
@@ -128,6 +131,7 @@ impl NodeStore {
     /// Replaces the disk by an empty one, while no process runs.
     pub fn wipe(&mut self) {
         self.unsynced.clear();
+        self.durable.clear();
         self.disk.lock().wipe();
     }
 
@@ -232,6 +236,7 @@ impl NodeStore {
     pub fn delete(&mut self, chunk: ChunkId) -> Result<(), FsError> {
         self.open.remove(&chunk);
         self.unsynced.remove(&chunk);
+        self.durable.remove(&chunk);
         self.store().delete(chunk).map_err(failure)
     }
 
@@ -243,6 +248,7 @@ impl NodeStore {
     pub fn discard(&mut self, chunk: ChunkId) -> Result<(), FsError> {
         self.open.remove(&chunk);
         self.unsynced.remove(&chunk);
+        self.durable.remove(&chunk);
         self.store().discard(chunk).map_err(failure)
     }
 
@@ -278,6 +284,15 @@ impl NodeStore {
     /// Returns since when a replica has writes that no sync followed, and the lowest place of them.
     pub fn unsynced_since(&self, chunk: ChunkId) -> Option<(Time, u64)> {
         self.unsynced.get(&chunk).copied()
+    }
+
+    /// Returns a unit that was on stable media once, and cannot be read: a later write of it has torn it.
+    pub fn torn(&self, units: u32) -> Option<(ChunkId, u32)> {
+        self.durable.iter().find_map(|(chunk, durable)| {
+            let (states, _) = self.inspect(*chunk, units).ok()?;
+            let unit = durable.iter().find(|unit| states.get(**unit as usize) == Some(&None))?;
+            Some((*chunk, *unit))
+        })
     }
 
     /// Returns whether the disk is used although a sync of it has failed (D4).
@@ -349,6 +364,8 @@ impl NodeStore {
         }
         if syncs {
             self.unsynced.remove(&chunk);
+            let units = self.peek(chunk).unwrap_or_default();
+            self.durable.entry(chunk).or_default().extend(units.into_keys());
         }
         Ok(answer)
     }

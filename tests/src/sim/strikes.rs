@@ -40,6 +40,8 @@ enum Step {
     CutPower(u64),
     /// A chunk server is killed, and starts after so long.
     End(u32, u64),
+    /// Links are cut, for so long.
+    Cut(Vec<(Place, Place)>, u64),
 }
 
 /// The faults of a run.
@@ -166,6 +168,7 @@ impl Simulation {
             }
             Step::CutPower(lasts) => self.cut_all_power(lasts),
             Step::End(at, lasts) => self.end_server(at, false, lasts),
+            Step::Cut(links, lasts) => self.cut_for(links, lasts),
             Step::Cure(at) => {
                 self.say(|| format!("the disk of chunk{at} is well"));
                 self.cure_disk(at);
@@ -208,19 +211,23 @@ impl Simulation {
 
     fn any_server(&mut self) -> u32 {
         if self.swarm.is_duel
-            && self.strikes.rng.in_a_million(700_000)
-            && let Some(server) = self.any_primary()
+            && self.strikes.rng.in_a_million(800_000)
+            && let Some((primary, member)) = self.any_pair()
         {
-            return server;
+            return if self.strikes.rng.in_a_million(550_000) { primary } else { member };
         }
         self.strikes.rng.between(1, u64::from(SERVERS)) as u32
     }
 
-    /// Returns a server that is the primary of a chunk.
-    fn any_primary(&mut self) -> Option<u32> {
-        let primaries: Vec<u32> =
-            self.master.chunks().values().filter_map(|chunk| self.checks.server(chunk.primary)).collect();
-        (!primaries.is_empty()).then(|| *self.strikes.rng.pick(&primaries))
+    /// Returns the primary of a chunk, and another one that has it or is to have it.
+    fn any_pair(&mut self) -> Option<(u32, u32)> {
+        let mut pairs = Vec::new();
+        for chunk in self.master.chunks().values() {
+            let Some(primary) = self.checks.server(chunk.primary) else { continue };
+            let members = chunk.in_sync.iter().chain(&chunk.syncing).filter_map(|node| self.checks.server(*node));
+            pairs.extend(members.filter(|member| *member != primary).map(|member| (primary, member)));
+        }
+        (!pairs.is_empty()).then(|| *self.strikes.rng.pick(&pairs))
     }
 
     fn any_place(&mut self) -> Place {
@@ -393,7 +400,9 @@ impl Simulation {
         let mut links = Vec::new();
         match kind {
             Kind::Cut => {
-                let other = self.any_place();
+                let pair = if self.swarm.is_duel { self.any_pair() } else { None };
+                let pair = pair.map(|(primary, member)| (Place::Chunk(primary), Place::Chunk(member)));
+                let (one, other) = pair.unwrap_or_else(|| (one, self.any_place()));
                 links.push((one, other));
                 if self.strikes.rng.in_a_million(500_000) {
                     links.push((other, one));
@@ -438,33 +447,42 @@ impl Simulation {
             }
         }
         links.retain(|(from, to)| from != to);
-        self.say(|| format!("links are cut: {}", links_words(&links)));
-        for (from, to) in &links {
-            self.context.network.cut(*from, *to);
-        }
-        self.plan(lasts, Step::Mend(links));
+        self.cut_for(links, lasts);
     }
 
-    /// Cuts a primary off from the other chunk servers, or from what the master says.
+    /// Cuts a primary off from the other chunk servers, or from much of what the master says and a member.
     fn strike_primary(&mut self, kind: Kind, lasts: u64) -> bool {
-        let Some(at) = self.any_primary() else { return false };
-        let primary = Place::Chunk(at);
-        let mut links = vec![(Place::Master, primary)];
+        let Some((at, member)) = self.any_pair() else { return false };
+        let (primary, member) = (Place::Chunk(at), Place::Chunk(member));
+        let mut links = Vec::new();
         if kind == Kind::Strand {
-            links.clear();
             for other in (1..=SERVERS).map(Place::Chunk).filter(|other| *other != primary) {
                 links.extend([(primary, other), (other, primary)]);
             }
             if self.strikes.rng.in_a_million(600_000) {
                 self.plan(lasts / 2, Step::End(at, lasts));
             }
+        } else {
+            self.say(|| format!("{primary} is deaf to the master"));
+            self.context.network.deafen(Place::Master, primary);
+            self.plan(lasts, Step::Mend(vec![(Place::Master, primary)]));
+            links.extend([(primary, member), (member, primary)]);
         }
+        if kind == Kind::Strand || self.strikes.rng.in_a_million(300_000) {
+            self.cut_for(links, lasts);
+        } else {
+            let (before, after) = (self.strikes.rng.below(lasts), self.strikes.rng.below(lasts));
+            self.plan(before, Step::Cut(links, after));
+        }
+        true
+    }
+
+    fn cut_for(&mut self, links: Vec<(Place, Place)>, lasts: u64) {
         self.say(|| format!("links are cut: {}", links_words(&links)));
         for (from, to) in &links {
             self.context.network.cut(*from, *to);
         }
         self.plan(lasts, Step::Mend(links));
-        true
     }
 
     /// Ends a chunk server: now, or in the middle of one of the next things that it does to its disk.
@@ -526,6 +544,7 @@ impl Simulation {
                 self.checks.robbed(&mut self.context, at);
                 self.checks.forget_versions(at);
                 self.checks.sick.insert(at);
+                self.checks.unreliable.insert(at);
             }
         }
         self.plan(lasts, Step::Cure(at));
@@ -553,6 +572,7 @@ impl Simulation {
                 continue;
             }
             hits += 1;
+            self.checks.unreliable.insert(at);
             self.say(|| format!("chunk{at}: {kind:?} of {path}, page {page}"));
             self.checks.forget_versions(at);
             match chunk_of(&path) {
