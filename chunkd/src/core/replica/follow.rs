@@ -32,6 +32,8 @@ pub struct Follow {
     pub is_ready: bool,
     /// This replica is being filled: it is not in sync.
     pub is_filled: bool,
+    /// The primary has gone on from the table: it asks for it no more.
+    pub is_used: bool,
     /// Highest seq up to which all writes were applied; `None` before the first write of the activation.
     applied: Option<u64>,
     /// Writes above it that were applied too.
@@ -64,6 +66,7 @@ impl Follow {
             activation,
             is_ready: false,
             is_filled,
+            is_used: false,
             applied: None,
             ahead: BTreeSet::new(),
             busy: BTreeSet::new(),

@@ -205,15 +205,17 @@ impl ReplicaCore {
             return Err(FsError::TryAgain("activate this replica first"));
         };
         follow.check(from.node, from.version, activation)?;
+        follow.is_used = true;
         Ok(follow)
     }
 
     // ------------------------------------------------------------------------------------------------ activation
 
-    /// Refuses a late copy of an earlier activation: what was sent under it would be heard again.
+    /// Refuses a late copy of an earlier activation: what was sent under it would be heard again, and a replica that was
+    /// filled under it would be incomplete again.
     fn check_not_past(&self, from: From, activation: u64) -> Result<(), FsError> {
         let has_begun = match &self.role {
-            Role::Secondary(follow) if follow.activation == activation => follow.has_begun(),
+            Role::Secondary(follow) if follow.activation == activation => follow.is_used,
             _ => self.past_activations.contains(&(from.version, activation)),
         };
         if has_begun {

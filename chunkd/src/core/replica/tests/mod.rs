@@ -1,6 +1,7 @@
 //! Replicas among themselves: a toy master, clients that retry, and whatever can go wrong between them.
 
 mod client;
+mod copies;
 mod disk;
 mod history;
 mod master;
