@@ -3,7 +3,7 @@
 
 use dfs_proto::planted::Bug;
 use dfs_tests::sim::campaign::{self, Campaign, kept_directory, kept_seeds, run_seed, tell_seed};
-use dfs_tests::sim::catalogue;
+use dfs_tests::sim::simulation::Outcome;
 
 fn check(campaign: &Campaign, kept: &[u64]) {
     let summary = campaign::run(campaign, kept, 1, |_| {});
@@ -45,9 +45,13 @@ fn a_seed_runs_the_same_way_each_time_whether_its_story_is_kept_or_not() {
 #[test]
 fn every_seed_has_its_share_of_operations_and_faults() {
     let outcomes: Vec<_> = (1..=20).map(|seed| run_seed(seed, None)).collect();
+    let operations = |outcome: &Outcome| outcome.operations.0 + outcome.operations.1;
     for outcome in &outcomes {
-        assert!(outcome.operations.0 + outcome.operations.1 >= 300, "{outcome:?}");
+        // Where data may be lost, clients wait for what is gone for as long as they are patient.
+        assert!(operations(outcome) >= 100, "{outcome:?}");
     }
+    let all: u32 = outcomes.iter().map(operations).sum();
+    assert!(all >= 20 * 300, "{all} operations in 20 seeds");
     let faults: u32 = outcomes.iter().flat_map(|outcome| outcome.strikes.values()).sum();
     assert!(faults >= 20 * 40, "{faults} faults in 20 seeds");
 }

@@ -371,6 +371,11 @@ impl Checks {
         self.bereft.contains(&chunk)
     }
 
+    /// Returns whether a server's copy has damage that perhaps nobody has come across.
+    pub fn may_be_damaged(&self, chunk: ChunkId, server: u32) -> bool {
+        self.rotten.contains(&(chunk, server)) || self.hurt.contains(&server)
+    }
+
     /// Returns how many chunks ever had no good copy.
     pub fn bereft(&self) -> usize {
         self.bereft.len()

@@ -504,7 +504,10 @@ impl Simulation {
                         Some(_) => {}
                     },
                     Err(error)
-                        if self.swarm.mode != Mode::Unlimited && self.is_written(chunk) && !self.is_exempt(chunk) =>
+                        if self.swarm.mode != Mode::Unlimited
+                            && self.is_written(chunk)
+                            && !self.is_exempt(chunk)
+                            && (is_scrubbed || !self.checks.may_be_damaged(chunk, at)) =>
                     {
                         return self
                             .checks
