@@ -3,6 +3,7 @@
 //! # Invariants
 //!
 //! - At most two chunk servers are away or slow at one time: each chunk has a third replica.
+//! - A mount is not started while the master is away: it would say that there is none, and end.
 //! - A fault that damages what a chunk server stores comes alone among chunk servers; the next round begins only after
 //!   everything was replicated again.
 
@@ -116,6 +117,26 @@ impl Fault {
         }
     }
 
+    /// Returns whether it leaves damage that only a look at everything finds.
+    pub fn is_silent(&self) -> bool {
+        match self {
+            Self::Disk(_, rule) => ["torn", "misdirect", "flip"].iter().any(|action| rule.starts_with(action)),
+            Self::FlipChunks(..) | Self::DeleteChunk(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Returns whether the master cannot be reached for a while.
+    fn takes_master(&self) -> bool {
+        let is_away =
+            matches!(self, Self::Kill(_) | Self::Pause(..) | Self::Isolate(_) | Self::Deaf(_) | Self::Mute(_));
+        is_away && self.strikes().contains(&Role::Master)
+    }
+
+    fn starts_mount(&self) -> bool {
+        matches!(self, Self::Restart(Role::Mount(_)))
+    }
+
     /// Returns whether it comes alone.
     fn is_alone(&self) -> bool {
         matches!(self, Self::RestartAll | Self::RestartEverything | Self::PowerCutAll)
@@ -193,6 +214,10 @@ fn fits(others: &[Fault], fault: &Fault) -> bool {
     if fault.strikes().iter().any(|role| struck.contains(role)) {
         return false;
     }
+    let needs_master = |of: &Fault, from: &Fault| of.starts_mount() && from.takes_master();
+    if others.iter().any(|other| needs_master(other, fault) || needs_master(fault, other)) {
+        return false;
+    }
     let damaged = others.iter().any(Fault::damages);
     more == 0 || if fault.damages() { before == 0 } else { !damaged && before + more <= 2 }
 }
@@ -266,6 +291,8 @@ mod tests {
             let damaged = round.faults.iter().filter(|fault| fault.damages()).count();
             assert!(!round.faults.is_empty() && chunk_servers <= 2 && damaged <= 1, "{round:?}");
             assert!(damaged == 0 || chunk_servers == 1, "{round:?}");
+            let is_there = |is: fn(&Fault) -> bool| round.faults.iter().any(is);
+            assert!(!is_there(Fault::takes_master) || !is_there(Fault::starts_mount), "{round:?}");
             assert!(round.faults.len() == 1 || !round.faults.iter().any(Fault::is_alone), "{round:?}");
         }
     }

@@ -424,6 +424,6 @@ fn start_disk(directory: &Path, index: usize, ledger: &Arc<Ledger>) -> Result<Ch
 fn write_boot_id(path: &Path, index: usize, seed: u64) -> Result<()> {
     Ok(std::fs::write(
         path,
-        format!("{:08x}-{:04x}-4000-8000-{:012x}\n", 0xc4a0_5000u32 + index as u32, 0, seed >> 16),
+        format!("{:08x}-{:04x}-4000-8000-{:012x}\n", 0xc4a0_5000u32 + index as u32, 0, seed & 0xffff_ffff_ffff),
     )?)
 }

@@ -86,6 +86,8 @@ pub struct Load {
     idle: AtomicUsize,
     /// Losses of all power.
     cuts: AtomicU64,
+    /// All power was lost, and not all files have been looked at since.
+    is_after_cut: AtomicBool,
     seed: u64,
     threads: usize,
 }
@@ -102,6 +104,7 @@ impl Load {
             pause: AtomicBool::new(false),
             idle: AtomicUsize::new(0),
             cuts: AtomicU64::new(0),
+            is_after_cut: AtomicBool::new(false),
             seed,
             threads,
         })
@@ -153,9 +156,15 @@ impl Load {
 
     /// Notes that all chunk servers lost their power. To be called before they are there again.
     pub fn power_lost(&self) {
+        self.is_after_cut.store(true, Ordering::SeqCst);
         self.cuts.fetch_add(1, Ordering::SeqCst);
         // One that is locked waits for a call: its thread catches up when that is over.
         self.files().iter().filter_map(|file| file.try_lock()).for_each(|mut entry| self.catch_up(&mut entry));
+    }
+
+    /// Notes that all files have been looked at since.
+    pub fn looked_after_cut(&self) {
+        self.is_after_cut.store(false, Ordering::SeqCst);
     }
 
     /// Lets a file's oracle know of losses of power since.
@@ -270,14 +279,25 @@ impl Hand {
         kind: &'static str,
         call: Call,
     ) -> Result<Answer, Trouble> {
-        let answer = self.call(mount, life, kind, call);
+        let answer = self.hands.call(mount, life, kind, &call)?;
         self.load.catch_up(entry);
-        answer
+        let is_doubtful = self.load.is_after_cut.load(Ordering::SeqCst) && !entry.oracle.is_certain();
+        if is_doubtful && matches!(answer, Answer::Errno(libc::EIO)) {
+            // What was never synced may be gone with all replicas: then an error is the right answer.
+            self.load.mounts.report.note("EIO of what was lost with all power");
+            return Err(Trouble::Failed);
+        }
+        self.judged(mount, kind, &call, answer)
     }
 
     /// Makes a call that must not fail.
     fn call(&mut self, mount: usize, life: u64, kind: &'static str, call: Call) -> Result<Answer, Trouble> {
-        match self.hands.call(mount, life, kind, &call)? {
+        let answer = self.hands.call(mount, life, kind, &call)?;
+        self.judged(mount, kind, &call, answer)
+    }
+
+    fn judged(&self, mount: usize, kind: &str, call: &Call, answer: Answer) -> Result<Answer, Trouble> {
+        match answer {
             Answer::Errno(errno) => {
                 let text = nix::errno::Errno::from_raw(errno);
                 self.load.mounts.report.violation(format!("error {text} of {kind} on mount {mount}: {call:?}"));
@@ -375,7 +395,7 @@ impl Hand {
                 7 | 8 => {
                     self.note(entry, mount, "fsync");
                     self.on(entry, mount, life, "fsync", Call::Sync { handle })?;
-                    entry.oracle.synced();
+                    entry.oracle.synced((mount, life));
                 }
                 _ => {
                     let Some(size) = entry.oracle.size() else { continue };
@@ -384,6 +404,7 @@ impl Hand {
                         continue;
                     }
                     self.note(entry, mount, &format!("truncate to cell {}", size / CELL));
+                    entry.oracle.written_by((mount, life));
                     entry.oracle.truncate(size);
                     self.on(entry, mount, life, "truncate", Call::Truncate { handle, size })?;
                 }
@@ -415,6 +436,7 @@ impl Hand {
         };
         let number = entry.oracle.number();
         self.note(entry, mount, &format!("write {number}: cells {first}+{count} append={append}"));
+        entry.oracle.written_by((mount, life));
         entry.oracle.write(first, count, number);
         let call = Call::Write { handle, writer: self.number, file: entry.id, first, count, number, append };
         self.on(entry, mount, life, if append { "append" } else { "write" }, call).map(drop)

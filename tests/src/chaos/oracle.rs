@@ -10,10 +10,14 @@
 //!   └ fsync                          mount killed: base or unflushed      power of all cut: any of all
 //! ```
 //!
+//! An fsync covers what was written through its own mount, while that lives: those who wrote are kept, and the values
+//! are stable once each of them has synced. An fsync after a cut of all power says nothing of what was pushed before the
+//! cut (docs/semantics.md).
+//!
 //! After a kill or a cut of the power several values are possible; [`File::settle`] takes what was found as what is there
 //! from then on. A kill of servers changes nothing here: what was closed is where it was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::stamp::Content;
 
@@ -26,20 +30,16 @@ struct Register<T> {
     unflushed: Vec<T>,
     /// What may be there after all power was cut: the value at the last fsync, and all since.
     stable: Vec<T>,
-    /// What was written last before all power was cut, and not closed yet: a close does not know whether it is lost, but
-    /// an fsync that succeeds does.
-    doubtful: Option<T>,
 }
 
 impl<T: Copy + PartialEq> Register<T> {
     fn new(value: T) -> Self {
-        Self { base: vec![value], unflushed: Vec::new(), stable: vec![value], doubtful: None }
+        Self { base: vec![value], unflushed: Vec::new(), stable: vec![value] }
     }
 
     fn write(&mut self, value: T) {
         self.unflushed.push(value);
         self.stable.push(value);
-        self.doubtful = None;
     }
 
     /// The value as who writes it sees it, if that is known.
@@ -59,7 +59,6 @@ impl<T: Copy + PartialEq> Register<T> {
     }
 
     fn sync(&mut self) {
-        self.unflushed.extend(self.doubtful.take());
         self.flush();
         if let [only] = self.base[..] {
             self.stable = vec![only];
@@ -68,11 +67,9 @@ impl<T: Copy + PartialEq> Register<T> {
 
     fn lose_mount(&mut self) {
         self.base.append(&mut self.unflushed);
-        self.doubtful = None;
     }
 
     fn lose_power(&mut self) {
-        self.doubtful = self.unflushed.pop().or(self.doubtful);
         self.unflushed.clear();
         self.base.extend(&self.stable);
     }
@@ -80,7 +77,6 @@ impl<T: Copy + PartialEq> Register<T> {
     fn settle(&mut self, found: T) {
         self.base = vec![found];
         self.unflushed.clear();
-        self.doubtful = None;
         self.stable.push(found);
     }
 
@@ -93,6 +89,9 @@ impl<T: Copy + PartialEq> Register<T> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mismatch(pub String);
 
+/// A mount, and which of its lives.
+pub type Writer = (usize, u64);
+
 /// What is known of a file.
 #[derive(Clone, Debug)]
 pub struct File {
@@ -100,11 +99,13 @@ pub struct File {
     /// Cells that were ever written.
     cells: BTreeMap<u32, Register<Content>>,
     next_number: u32,
+    /// Those who wrote since their last fsync. One that was killed stays: nobody syncs what it wrote.
+    unsynced: BTreeSet<Writer>,
 }
 
 impl Default for File {
     fn default() -> Self {
-        Self { size: Register::new(0), cells: BTreeMap::new(), next_number: 1 }
+        Self { size: Register::new(0), cells: BTreeMap::new(), next_number: 1, unsynced: BTreeSet::new() }
     }
 }
 
@@ -127,6 +128,11 @@ impl File {
     pub fn is_certain(&self) -> bool {
         let end = (self.size.base[0] / super::stamp::CELL) as u32;
         self.size.is_certain() && self.cells.range(..end).all(|(_, cell)| cell.is_certain())
+    }
+
+    /// Notes who is about to write or cut.
+    pub fn written_by(&mut self, writer: Writer) {
+        self.unsynced.insert(writer);
     }
 
     /// Notes that cells were, or may have been, written.
@@ -157,7 +163,11 @@ impl File {
     }
 
     /// Notes an fsync that succeeded.
-    pub fn synced(&mut self) {
+    pub fn synced(&mut self, writer: Writer) {
+        self.unsynced.remove(&writer);
+        if !self.unsynced.is_empty() {
+            return self.closed();
+        }
         self.cells.values_mut().for_each(Register::sync);
         self.size.sync();
     }
@@ -265,12 +275,14 @@ mod tests {
     use super::*;
     use Content::{Stamp, Zeros};
 
+    const ME: Writer = (0, 0);
+
     /// Returns which of writes 1, 2, 3 (and 0 for none) a fresh reader may find, after 1 was synced, 2 closed, and 3
     /// written and not closed.
     fn possible(then: impl Fn(&mut File)) -> Vec<u32> {
         let mut file = File::default();
         file.write(0, 1, 1);
-        file.synced();
+        file.synced(ME);
         file.write(0, 1, 2);
         file.closed();
         file.write(0, 1, 3);
@@ -289,10 +301,15 @@ mod tests {
         assert_eq!(possible(File::closed), [3]);
         assert_eq!(possible(File::mount_lost), [2, 3]);
         assert_eq!(possible(File::power_lost), [1, 2, 3]);
-        assert_eq!(possible(|file| (file.synced(), file.power_lost()).1), [3]);
+        assert_eq!(possible(|file| (file.synced(ME), file.power_lost()).1), [3]);
         assert_eq!(possible(|file| (file.closed(), file.power_lost()).1), [1, 2, 3]);
-        // What an fsync says is true, also of what was pushed before the power went.
-        assert_eq!(possible(|file| (file.power_lost(), file.synced()).1), [3]);
+        assert_eq!(possible(|file| (file.power_lost(), file.synced(ME)).1), [1, 2, 3]);
+        // An fsync of one mount, while another one has not synced what it wrote.
+        let by_other = |file: &mut File| (file.written_by((1, 0)), file.synced(ME), file.power_lost()).2;
+        assert_eq!(possible(by_other), [1, 2, 3]);
+        let by_both =
+            |file: &mut File| (file.written_by((1, 0)), file.synced(ME), file.synced((1, 0)), file.power_lost()).3;
+        assert_eq!(possible(by_both), [3]);
         assert_eq!(possible(|file| (file.power_lost(), file.closed()).1), [1, 2, 3]);
         assert_eq!(possible(|file| (file.mount_lost(), file.settle(512, &[(0, 1, Stamp(2))])).1), [2]);
     }
