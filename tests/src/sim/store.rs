@@ -352,6 +352,8 @@ impl NodeStore {
     /// What the core is told.
     pub fn perform(&mut self, now: Time, chunk: ChunkId, job: DiskJob) -> Result<DiskAnswer, FsError> {
         let placed = match &job {
+            // What comes once more changes nothing, so there is nothing more to be synced.
+            DiskJob::Put { first, states, .. } if self.holds(chunk, *first, states) => None,
             DiskJob::Put { states, .. } => states.iter().map(|state| state.stamp.seq).min(),
             DiskJob::Zero { stamp, .. } => Some(stamp.seq),
             _ => None,
@@ -368,6 +370,11 @@ impl NodeStore {
             self.durable.entry(chunk).or_default().extend(units.into_keys());
         }
         Ok(answer)
+    }
+
+    fn holds(&self, chunk: ChunkId, first: u32, states: &[UnitState]) -> bool {
+        let entries = self.open.get(&chunk).map(|open| open.file.entries(first, states.len() as u32));
+        entries.is_some_and(|entries| entries.iter().map(|(_, entry)| entry).eq(states))
     }
 
     fn carry_out(&mut self, chunk: ChunkId, job: DiskJob) -> Result<DiskAnswer, FsError> {
