@@ -444,10 +444,6 @@ impl Thrasher {
     fn settle(&mut self, powerless: bool) -> Result<()> {
         let looked = self.look(false, powerless)?;
         self.load.looked_after_cut();
-        if powerless {
-            // A mount shows what its kernel has kept, though it is lost: no version has told it.
-            std::fs::write("/proc/sys/vm/drop_caches", "1")?;
-        }
         self.say(&format!("settled {} files, {} unreadable", looked.settled, looked.unreadable));
         self.mounts.report.note_many("files settled after a lost mount or power", looked.settled);
         self.mounts.report.note_many("files of no replica, never synced", looked.unreadable);
@@ -460,6 +456,10 @@ impl Thrasher {
         std::thread::sleep(Duration::from_millis(1500));
         let mount = (self.seed % self.mounts.count() as u64) as usize;
         let looked = settle::look(&self.load, &mut self.hands, mount, all, after_cut);
+        if after_cut {
+            // A mount shows what its kernel has kept, though it is lost: no version has told it.
+            std::fs::write("/proc/sys/vm/drop_caches", "1")?;
+        }
         self.load.resume();
         looked.map_err(|_| anyhow!("mount {mount} went away while it was looked at"))
     }
