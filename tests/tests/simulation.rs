@@ -3,6 +3,7 @@
 
 use dfs_proto::planted::Bug;
 use dfs_tests::sim::campaign::{self, Campaign, kept_directory, kept_seeds, run_seed, tell_seed};
+use dfs_tests::sim::catalogue;
 use dfs_tests::sim::simulation::Outcome;
 
 fn check(campaign: &Campaign, kept: &[u64]) {
