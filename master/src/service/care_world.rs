@@ -94,6 +94,10 @@ impl World for ServiceWorld<'_> {
         self.shared.executor.seqs().0
     }
 
+    fn durable(&mut self) -> Seq {
+        self.shared.executor.seqs().1
+    }
+
     fn orders<T>(&mut self, work: impl FnOnce(&mut Orders) -> T) -> T {
         work(&mut self.shared.executor.control().orders.lock())
     }

@@ -193,6 +193,10 @@ impl World for StateWorld<'_> {
         self.state.durability().committed()
     }
 
+    fn durable(&mut self) -> Seq {
+        self.state.durability().durable()
+    }
+
     fn orders<T>(&mut self, work: impl FnOnce(&mut Orders) -> T) -> T {
         work(&mut self.state.control().orders.lock())
     }

@@ -304,7 +304,13 @@ impl Care {
         for home in &homes {
             self.discards.remove(home);
         }
+        let durable = world.durable();
         for facts in world.chunks(&homes)?.into_iter().flatten() {
+            if facts.seq > durable {
+                // A power cut could give the set back as it was, with the replica that is to go in sync.
+                self.discards.insert(facts.home());
+                continue;
+            }
             if repair::danger(&facts, &self.fleet).is_some() {
                 continue;
             }

@@ -23,6 +23,8 @@ struct Cluster {
     failing: BTreeMap<NodeId, FsError>,
     done: Vec<(NodeId, ChunkId, OrderKind)>,
     seq: u64,
+    /// Up to where the log is on stable media.
+    durable: u64,
 }
 
 struct Lent<'a> {
@@ -31,6 +33,7 @@ struct Lent<'a> {
     reclaimed: &'a mut Vec<(NodeId, ChunkId)>,
     servers: Fleet,
     seq: &'a mut u64,
+    durable: u64,
 }
 
 impl Lent<'_> {
@@ -111,6 +114,10 @@ impl World for Lent<'_> {
         Seq(*self.seq)
     }
 
+    fn durable(&mut self) -> Seq {
+        Seq(self.durable)
+    }
+
     fn orders<T>(&mut self, work: impl FnOnce(&mut Orders) -> T) -> T {
         work(self.orders)
     }
@@ -131,14 +138,15 @@ impl Cluster {
             failing: BTreeMap::new(),
             done: Vec::new(),
             seq: 200,
+            durable: u64::MAX,
         }
     }
 
     /// One second: the care's tick, then the servers carry out what they were told.
     fn second(&mut self) {
-        let Self { records, orders, care, inbox, servers, now, reclaimed, seq, .. } = self;
+        let Self { records, orders, care, inbox, servers, now, reclaimed, seq, durable, .. } = self;
         let nodes: BTreeMap<NodeId, FleetNode> = fleet(servers).iter().map(|(id, node)| (id, node.clone())).collect();
-        let mut world = Lent { records, orders, reclaimed, servers: fleet(servers), seq };
+        let mut world = Lent { records, orders, reclaimed, servers: fleet(servers), seq, durable: *durable };
         care.tick(*now, nodes, std::mem::take(inbox), &mut world).expect("the records can be read");
         self.now = self.now.plus(1_000);
         let servers = fleet(&self.servers);
@@ -208,6 +216,19 @@ fn a_lost_replica_is_remade_within_seconds_of_the_verdict_and_the_old_one_is_dis
     cluster.seconds(3);
     assert_eq!(cluster.set(9), "1* 2 4");
     assert!(cluster.done.iter().any(|(node, _, kind)| *node == NodeId(3) && matches!(kind, OrderKind::Discard { .. })));
+}
+
+#[test]
+fn what_left_a_set_is_not_discarded_before_that_is_on_stable_media() {
+    let mut cluster = Cluster::new(ALL_THERE, &["9: 1* 2 3 4"]);
+    cluster.durable = 200;
+    cluster.seconds(20);
+    assert!(cluster.set(9).contains('-'), "one too many: {}", cluster.set(9));
+    assert!(!cluster.done.iter().any(|(_, _, kind)| matches!(kind, OrderKind::Discard { .. })), "{:?}", cluster.done);
+    cluster.durable = u64::MAX;
+    cluster.seconds(3);
+    assert!(cluster.done.iter().any(|(_, _, kind)| matches!(kind, OrderKind::Discard { .. })));
+    assert!(!cluster.set(9).contains('-'));
 }
 
 #[test]

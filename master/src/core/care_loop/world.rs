@@ -56,6 +56,8 @@ pub trait World {
     fn may_delete(&mut self) -> bool;
     /// Returns where the log stands.
     fn seq(&mut self) -> Seq;
+    /// Returns up to where the log is on stable media.
+    fn durable(&mut self) -> Seq;
     /// Works on the orders.
     fn orders<T>(&mut self, work: impl FnOnce(&mut Orders) -> T) -> T;
 }
