@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use dfs_master::core::outcome::Body;
 use dfs_master::core::request::{Call, Replay, Request, SessionOpen};
 use dfs_master::core::session;
-use dfs_proto::{BootSession, FsError, InodeId, NodeId, Seq, SessionId};
+use dfs_proto::{BootSession, FsError, InodeId, Name, NodeId, Seq, SessionId};
 
 use super::client_node::{ALL_LANES, TICK_SESSION};
 use super::context::{Context, Failure, Wake};
@@ -239,6 +239,16 @@ impl ClientSession {
         self.kept.retain(|_, kept| kept.reply.as_ref().is_none_or(|(seq, _)| *seq > durable));
     }
 
+    /// Returns the names of files that it made and that may be gone with it: a loss of power of the master takes what was
+    /// not durable, and nobody else makes them again.
+    pub fn unsettled(&self) -> Vec<Name> {
+        let name = |kept: &Kept| match &kept.request {
+            Request::Make(make) => Some(make.name.clone()),
+            _ => None,
+        };
+        self.kept.values().filter_map(name).collect()
+    }
+
     fn reply_seen(&mut self, number: u64, answer: &MetaAnswer) {
         let Some(kept) = self.kept.get_mut(&number) else { return };
         match &answer.result {
@@ -338,6 +348,7 @@ impl ClientSession {
         let id = self.id;
         context.trace.note(now, [20, place.number(), id.0], || format!("{place} lost its session {id}"));
         let boot = self.boot;
+        context.files.give_up(&self.unsettled());
         *self = Self::new(place, context);
         self.boot = boot;
         context.wake_after(place, ms(50), Wake::Tick(TICK_SESSION));

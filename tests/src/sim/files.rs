@@ -73,6 +73,13 @@ impl Files {
         self.all.get_mut(&id).expect("files are never forgotten")
     }
 
+    /// Has nobody use files any more of which it is not known whether they are there.
+    pub fn give_up(&mut self, names: &[Name]) {
+        for info in self.all.values_mut().filter(|info| info.inode.is_some() && names.contains(&info.name())) {
+            info.is_removed = true;
+        }
+    }
+
     /// Returns all files.
     pub fn iter(&self) -> impl Iterator<Item = &FileInfo> {
         self.all.values()

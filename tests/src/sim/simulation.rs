@@ -478,8 +478,8 @@ impl Simulation {
             })
             .collect();
         for (chunk, members) in sets {
-            // One that nobody reads any more may be as the last fault left it.
-            if (self.swarm.mode == Mode::Unlimited || self.is_exempt(chunk))
+            // One that nobody reads any more, or that no mount has committed, may be as the last fault left it.
+            if (self.swarm.mode == Mode::Unlimited || self.is_exempt(chunk) || !self.is_written(chunk))
                 && !members
                     .iter()
                     .any(|at| self.servers[*at as usize - 1].is_primary(chunk, self.context.mono(Place::Chunk(*at))))

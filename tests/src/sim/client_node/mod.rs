@@ -168,6 +168,7 @@ impl ClientNode {
     /// Begins a run: a mount that nobody knows yet.
     pub fn start(&mut self, context: &mut Context) {
         let (done, is_quiet) = (self.done, self.is_quiet);
+        context.files.give_up(&self.session.unsettled());
         *self = Self::new(self.at, self.lanes.len(), self.budget, self.mix, context);
         (self.done, self.is_quiet) = (done, is_quiet);
         context.start(self.place);
