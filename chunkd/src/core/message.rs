@@ -197,7 +197,7 @@ pub enum PeerRequest {
         /// Whose writes they are, of those that are whole with them: to be noted together.
         keys: Vec<WriteKey>,
     },
-    /// Read and check units, and leave damaged ones out of the table from then on.
+    /// Read and check units, and tell damaged ones as lost from then on.
     Verify {
         /// The first unit.
         first: u32,
@@ -240,7 +240,7 @@ pub enum PeerAnswer {
         present: bool,
         /// Its highest seq.
         seq: u64,
-        /// Its units, ascending, those only that were ever written.
+        /// Its units, ascending, those only that were ever written; lost are those that are known to be damaged.
         table: Table,
         /// The writes it remembers by who asked. What any member has applied is everywhere once all are equal, so the new
         /// primary must know a repeat of it, although it may not have had it itself.
@@ -272,7 +272,7 @@ pub enum PeerAnswer {
 /// What is done to the files of a replica. No two jobs that are under way touch the same unit, unless both read.
 #[derive(Clone, Debug)]
 pub enum DiskJob {
-    /// Tell the unit table.
+    /// Tell the unit table, with those units as lost that are known to be damaged.
     Table,
     /// Tell the entries of units in a table, damaged units' too, as far as they are known.
     Entries {

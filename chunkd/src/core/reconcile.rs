@@ -1,15 +1,19 @@
 //! Comparing the unit tables of a chunk's replicas: what must be copied from where so that all are equal.
 //!
-//! For each unit the largest stamp wins; a unit that is missing in a table was never written there, or is damaged.
-//! Equal stamps stand for equal bytes, so a unit that has the same stamp but another checksum somewhere is a doubt,
-//! which only the data itself can settle.
+//! For each unit the largest stamp wins; a unit that is missing in a table was never written there. Equal stamps stand for
+//! equal bytes, so a unit that has the same stamp but another checksum somewhere is a doubt, which only the data itself can
+//! settle.
+//!
+//! A unit that is lost gives way to a good one with the same stamp, not to an older one: that would mix two writes. The plan
+//! has it copied, which fails if it is damaged still; whoever carries the plan out settles what comes of it. What is lost
+//! everywhere stays so. A unit that is lost with its entry has no stamp.
 
 use super::unit::UnitState;
 
 /// Units that are copied with one message: 1 MiB.
 pub const COPY_UNITS_MAX: u32 = 256;
 
-/// One replica's units, ascending; without those that were never written and those that are damaged.
+/// One replica's units, ascending; without those that were never written. Damaged ones are lost, as far as is known.
 pub type Table = Vec<(u32, UnitState)>;
 
 /// Units to be copied. Members are counted from 0, the primary's own replica being 0.
@@ -23,11 +27,13 @@ pub struct Copy {
     pub count: u32,
 }
 
-/// What makes all replicas equal, in this order: settle the doubts, pull, push.
+/// What makes all replicas equal, in this order: settle the doubts, pull what may be lost, pull, push.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Units with equal stamps and different content, with the members that have that stamp.
     pub doubts: Vec<(u32, Vec<usize>)>,
+    /// Units that the primary fetches from a member, although they seem to be lost there.
+    pub lost: Vec<Copy>,
     /// Units that the primary fetches from a member.
     pub pulls: Vec<Copy>,
     /// Units that the primary then sends to a member.
@@ -53,11 +59,15 @@ pub fn plan(tables: &[Table]) -> Plan {
 }
 
 fn plan_unit(plan: &mut Plan, unit: u32, states: &[Option<UnitState>]) {
-    let winner: UnitState =
-        states.iter().flatten().copied().max_by_key(|state| state.stamp).expect("some table has the unit");
     let highest = states.iter().flatten().map(|state| state.stamp.seq).max();
     plan.highest_seq = plan.highest_seq.max(highest.unwrap_or(0));
-    let holds = |state: &Option<UnitState>| state.is_some_and(|state| state.stamp == winner.stamp);
+    let with_entry = states.iter().flatten().copied().filter(|state| *state != UnitState::lost_entry());
+    let Some(winner) = with_entry.max_by_key(|state| (state.stamp, !state.is_lost())) else { return };
+    if states.iter().all(|state| state.is_some_and(|state| state.is_lost())) {
+        return;
+    }
+    let alike = |state: UnitState| state.stamp == winner.stamp && state.is_lost() == winner.is_lost();
+    let holds = |state: &Option<UnitState>| state.is_some_and(alike);
     let holders = || states.iter().enumerate().filter(|(_, state)| holds(state)).map(|(member, _)| member);
     if holders().any(|member| states[member] != Some(winner)) {
         plan.doubts.push((unit, holders().collect()));
@@ -65,7 +75,7 @@ fn plan_unit(plan: &mut Plan, unit: u32, states: &[Option<UnitState>]) {
     }
     if states[0] != Some(winner) {
         let source = holders().next().expect("the winner is held by someone");
-        add(&mut plan.pulls, source, unit);
+        add(if winner.is_lost() { &mut plan.lost } else { &mut plan.pulls }, source, unit);
     }
     for (member, state) in states.iter().enumerate().skip(1) {
         if *state != Some(winner) {
@@ -91,18 +101,19 @@ mod tests {
     use super::super::unit::WriteStamp;
     use super::*;
 
-    /// Reads `unit:version.seq=crc` words; a crc of 0 is a tombstone.
+    /// Reads `unit:version.seq=crc` words; a crc of 0 is a tombstone, and a unit with a `-` before it is lost.
     fn table(text: &str) -> Table {
         let number = |text: &str| text.parse::<u64>().expect("a number");
         text.split_whitespace()
             .map(|word| {
+                let (is_lost, word) = word.strip_prefix('-').map_or((false, word), |word| (true, word));
                 let (unit, rest) = word.split_once(':').expect("unit:");
                 let (stamp, crc) = rest.split_once('=').expect("=crc");
                 let (version, seq) = stamp.split_once('.').expect("version.seq");
                 let stamp = WriteStamp { version: Version(number(version)), seq: number(seq) };
                 let crc = number(crc) as u32;
                 let state = if crc == 0 { UnitState::tombstone(stamp) } else { UnitState::data(stamp, crc) };
-                (number(unit) as u32, state)
+                (number(unit) as u32, if is_lost { state.damaged() } else { state })
             })
             .collect()
     }
@@ -116,6 +127,7 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         let mut lines: Vec<String> = plan.doubts.iter().map(|(unit, who)| format!("doubt {unit} {who:?}")).collect();
+        lines.extend(copies("lost", &plan.lost));
         lines.extend(copies("pull", &plan.pulls));
         lines.extend(copies("push", &plan.pushes));
         lines.push(format!("seq {}", plan.highest_seq));
@@ -149,6 +161,25 @@ mod tests {
     #[test]
     fn equal_stamps_with_different_content_are_a_doubt() {
         check(&["0:1.5=7", "0:1.5=8", "0:1.4=1"], "doubt 0 [0, 1]; seq 5");
+    }
+
+    #[test]
+    fn what_is_lost_is_taken_from_whoever_has_it_and_never_from_an_older_replica() {
+        check(&["-0:1.5=7 1:1.5=8", "0:1.5=7 1:1.5=8"], "pull 1 0+1; seq 5");
+        check(&["0:1.5=7", "-0:1.5=7", "-0:1.4=6"], "push 1 0+1; push 2 0+1; seq 5");
+        check(&["-0:1.5=7 1:1.5=8", "0:1.4=6 1:1.4=6"], "push 1 0+2; seq 5");
+        check(&["0:1.4=6 1:1.4=6", "0:1.5=7 -1:1.5=8"], "lost 1 1+1; pull 1 0+1; seq 5");
+        check(&["", "-0:1.5=0"], "lost 1 0+1; seq 5");
+    }
+
+    #[test]
+    fn what_is_lost_everywhere_or_with_its_entry_stays_as_it_is() {
+        check(&["-0:1.5=7", "-0:1.5=7"], "seq 5");
+        check(&["-0:1.5=7", "-0:1.4=6"], "seq 5");
+        let lost: Table = vec![(0, UnitState::lost_entry())];
+        assert_eq!(plan(&[lost.clone(), Table::new()]), Plan { highest_seq: 1, ..Plan::default() });
+        let heal = plan(&[lost, table("0:1.3=7")]);
+        assert_eq!(heal.pulls, [Copy { member: 1, first: 0, count: 1 }]);
     }
 
     proptest! {

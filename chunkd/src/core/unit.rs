@@ -61,7 +61,12 @@ impl UnitState {
         Self::lost(WriteStamp { version: Version(1), seq: 1 }, !ZERO_UNIT_CRC)
     }
 
-    /// Returns whether its content is lost. Tables never have such a unit; it is told to replicas that are filled.
+    /// Returns what is told of a unit that is damaged and had this entry: it is lost whatever its content was.
+    pub fn damaged(self) -> Self {
+        Self::lost(self.stamp, if self.crc == ZERO_UNIT_CRC { !self.crc } else { self.crc })
+    }
+
+    /// Returns whether its content is lost. Such units are told when replicas are compared, and to replicas that are filled.
     pub fn is_lost(&self) -> bool {
         self.hole && self.crc != ZERO_UNIT_CRC
     }

@@ -58,7 +58,7 @@ impl Drop for ReadBuffer {
 /// [`FsError::NoSpace`]; [`FsError::NoReplica`] if the disk has failed.
 pub(super) fn carry_out(shared: &Shared, open: &OpenReplica, job: DiskJob) -> Result<DiskAnswer, FsError> {
     let done = match job {
-        DiskJob::Table => return checked(open, Ok(open.file.table())).map(DiskAnswer::Table),
+        DiskJob::Table => return checked(open, Ok(open.file.told())).map(DiskAnswer::Table),
         DiskJob::Extents { first, count } => {
             return checked(open, Ok(open.file.extents(first, count))).map(DiskAnswer::Extents);
         }

@@ -184,16 +184,18 @@ impl ChunkFile {
 
     /// Returns the units that were ever written, tombstones too, without those that are known to be damaged.
     pub fn table(&self) -> Table {
-        let mut table = Table::new();
+        self.told().into_iter().filter(|(_, state)| !state.is_lost()).collect()
+    }
+
+    /// Returns the same with those that are damaged, as lost: so replicas are compared.
+    pub fn told(&self) -> Table {
+        let mut told = Table::new();
         let state = self.state.lock();
-        state.map.walk(0, self.units, |unit, slot| {
-            if let Slot::Known(unit_state) = slot
-                && !state.map.is_damaged(unit)
-            {
-                table.push((unit, unit_state));
-            }
+        state.map.walk(0, self.units, |unit, slot| match slot.state() {
+            Some(entry) => told.push((unit, if state.map.is_damaged(unit) { entry.damaged() } else { entry })),
+            None => told.push((unit, UnitState::lost_entry())),
         });
-        table
+        told
     }
 
     /// Returns whether all of `count` units from `first` on hold data, so that writing them takes no room.
@@ -219,7 +221,7 @@ impl ChunkFile {
         extents
     }
 
-    /// Notes that `unit` is damaged: it is left out of the table until it is written.
+    /// Notes that `unit` is damaged: it is left out of the table, and told as lost, until it is written.
     pub fn note_damage(&self, unit: u32) {
         self.state.lock().map.note_damage(unit);
     }

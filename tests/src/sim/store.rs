@@ -386,7 +386,7 @@ impl NodeStore {
             |work: &dyn Fn() -> Result<(), StoreError>| open.disk.judge(open.disk.check().and_then(|()| work()));
         let done = match job {
             DiskJob::Table => {
-                let table = open.file.table();
+                let table = open.file.told();
                 checked()?;
                 return Ok(DiskAnswer::Table(table));
             }

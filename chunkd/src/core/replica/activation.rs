@@ -409,7 +409,7 @@ impl ReplicaCore {
         asking: Asking,
     ) -> Next {
         let mut contradicting = Vec::new();
-        activation.tables.extend(asking.own_table.map(|table| self.with_spoiled(table)));
+        activation.tables.extend(asking.own_table);
         for (asked, member) in asking.others.into_iter().zip(&activation.others) {
             match asked {
                 Asked::Told(told) => {

@@ -2,7 +2,8 @@
 //!
 //! A unit that is damaged is taken from whoever has the same. If nobody has, and a member has an older one that is good,
 //! then its last write was never acknowledged, since a member lacks it, and cannot be completed any more. Whoever has
-//! parts of it leaves the set, so that it is not taken for one that was carried out.
+//! parts of it leaves the set, so that it is not taken for one that was carried out. Tables tell units that are known to be
+//! damaged as lost, so this holds for damage of any age.
 //!
 //! Members are counted as in the plan: 0 is our own replica.
 
@@ -108,10 +109,10 @@ enum Doing {
 impl Copying {
     /// Returns what makes the replicas with these tables equal.
     pub fn new(tables: &[Table]) -> Self {
-        let Plan { doubts, pulls, pushes, highest_seq } = reconcile::plan(tables);
+        let Plan { doubts, lost, pulls, pushes, highest_seq } = reconcile::plan(tables);
         let doubtful = doubts.len() as u64;
         let settle = doubts.into_iter().map(|(unit, holders)| Task::Settle { unit, holders });
-        let fetch = pulls.into_iter().map(|Copy { member, first, count }| Task::Fetch {
+        let fetch = lost.into_iter().chain(pulls).map(|Copy { member, first, count }| Task::Fetch {
             sources: vec![member],
             first,
             count,
@@ -226,11 +227,6 @@ impl ReplicaCore {
                 match result {
                     Ok(DiskAnswer::Units(states, content)) => {
                         let own = self.window.keys();
-                        for (unit, _) in (first..).zip(&states).filter(|(_, state)| state.is_none()) {
-                            // Left out of our next table, it would be taken for one that was never written.
-                            let known = state_at(&activation.tables[0], unit).map(|state| (unit, state));
-                            self.spoiled.extend(known);
-                        }
                         let read = Read { member, first, is_healed, states: &states, content: &content };
                         push_read(step, call, activation, copying, &read, &own);
                         copying.doing.is_some().then_some(Copied::Pending)
@@ -271,7 +267,10 @@ impl ReplicaCore {
                 match result {
                     // As we are a member, what was written there last was never acknowledged, and cannot be had any more.
                     // No part of that write may come from whoever has the rest of it.
-                    Ok(DiskAnswer::Units(states, _)) if states.first().is_some_and(Option::is_some) => {
+                    Ok(DiskAnswer::Units(states, _))
+                        if states.first().is_some_and(Option::is_some)
+                            || is_older_somewhere(activation, source, unit) =>
+                    {
                         let wanted = state_at(&activation.tables[source], unit);
                         let has_it = |table: &Table| state_at(table, unit) == wanted;
                         for (member, table) in activation.others.iter().zip(&activation.tables[1..]) {
@@ -282,7 +281,7 @@ impl ReplicaCore {
                         let node = activation.others[source - 1].node;
                         Some(Copied::Lost(node, "it has a part of a write only".to_owned()))
                     }
-                    // A member leaves a damaged unit out of its next table, so the next comparison goes without it.
+                    // It is damaged on all, and is lost in their next tables.
                     Ok(_) => Some(Copied::Again(error)),
                     Err(error) => Some(Copied::OwnDisk(error)),
                 }
@@ -492,6 +491,13 @@ pub(super) fn data_of(states: &[Option<UnitState>], content: &Bytes) -> Bytes {
         payload.extend_from_slice(bytes);
     }
     payload.freeze()
+}
+
+/// Returns whether a member has an older state of a unit than `source`, which is good as far as is known.
+fn is_older_somewhere(activation: &Activation, source: usize, unit: u32) -> bool {
+    let newest = state_at(&activation.tables[source], unit).map(|state| state.stamp);
+    let is_older = |state: UnitState| !state.is_lost() && Some(state.stamp) < newest;
+    activation.tables[1..].iter().any(|table| state_at(table, unit).is_none_or(is_older))
 }
 
 fn state_at(table: &Table, unit: u32) -> Option<UnitState> {

@@ -300,7 +300,7 @@ impl ReplicaCore {
             News::Disk(_, Err(error)) => return Turn::Flow(unfit(&error)),
             News::Disk(tag, Ok(DiskAnswer::Table(table))) if known.listing == Some(tag) => {
                 known.listing = None;
-                known.ours = table;
+                known.ours = without_lost(table);
             }
             News::Disk(tag, Ok(DiskAnswer::Extents(extents))) if known.measuring == Some(tag) => {
                 known.measuring = None;
@@ -309,7 +309,7 @@ impl ReplicaCore {
             News::Peer(tag, result) if known.asked == Some(tag) => {
                 known.asked = None;
                 match result {
-                    Ok(PeerAnswer::Table { seq, table, .. }) => known.theirs = Some((seq, table)),
+                    Ok(PeerAnswer::Table { seq, table, .. }) => known.theirs = Some((seq, without_lost(table))),
                     Ok(_) => {
                         let error = FsError::Protocol("the answer to activate has no unit table".into());
                         return self.fill_failed(step, call, fill, error);
@@ -534,6 +534,12 @@ impl ReplicaCore {
         fill.state = State::Dropping(error, tag);
         Turn::Flow(Flow::Wait)
     }
+}
+
+/// Returns the table without what is damaged: that is not the same whatever is on the other side.
+fn without_lost(mut table: Table) -> Table {
+    table.retain(|(_, state)| !state.is_lost());
+    table
 }
 
 /// Returns the runs of units that are not the same in a replica that is filled, cut to the size of a message. A unit that

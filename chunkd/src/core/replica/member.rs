@@ -306,7 +306,6 @@ impl ReplicaCore {
     }
 
     fn tell_table(&self, table: Table, is_filled: bool) -> Flow {
-        let table = self.with_spoiled(table);
         let highest = table.iter().map(|(_, state)| state.stamp.seq).max().unwrap_or(0);
         let keys = if is_filled { Vec::new() } else { self.window.keys() };
         let seq = self.order.last_seq().max(highest);

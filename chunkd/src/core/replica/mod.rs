@@ -62,7 +62,7 @@ use super::message::{
     CallId, ClientRequest, Context, DiskAnswer, DiskJob, Effect, Input, ReplicaOrder, Reply, Request, Sealed, Tag,
     WriteKey,
 };
-use super::unit::{UnitState, WriteStamp};
+use super::unit::WriteStamp;
 use super::write_order::{Access, Ticket, WriteOrder};
 use activation::{Activation, Driven};
 use call::{Call, Flow, Interest, News, Step, Work};
@@ -112,9 +112,6 @@ pub struct ReplicaCore {
     reading: Option<Arc<Active>>,
     /// Units `[first, end)` of writes that were applied here and perhaps not by all.
     unresolved: Vec<(u32, u32)>,
-    /// Units of this replica that were found damaged when they were to be brought to others, as they had been. Others may
-    /// have older ones, and what became of that write is not settled.
-    spoiled: BTreeMap<u32, UnitState>,
     /// Members that were silent for too long, and are to be dropped by the next activation; why.
     lost: BTreeMap<NodeId, String>,
     /// Members that had no room when they were last asked, and until when they are not asked again.
@@ -188,7 +185,6 @@ impl ReplicaCore {
             activation: None,
             reading: None,
             unresolved: Vec::new(),
-            spoiled: BTreeMap::new(),
             lost: BTreeMap::new(),
             full: BTreeMap::new(),
             past_activations: Vec::new(),

@@ -7,7 +7,6 @@ use dfs_proto::replica_set::Member;
 use dfs_proto::{BootSession, FsError, Version};
 
 use super::super::message::Event;
-use super::super::reconcile::Table;
 use super::ReplicaCore;
 use super::call::Step;
 use super::follow::Follow;
@@ -82,13 +81,6 @@ impl ReplicaCore {
         !self.unresolved.iter().any(|range| range.0 < end && first < range.1)
     }
 
-    /// Returns what is told of this replica's units, from its table on disk, which leaves damaged ones out.
-    pub(super) fn with_spoiled(&self, table: Table) -> Table {
-        let mut all = self.spoiled.clone();
-        all.extend(table);
-        all.into_iter().collect()
-    }
-
     /// Notes that the members may differ in the units `[first, end)` from now on, and ends `activation`.
     pub(super) fn leave_unresolved(&mut self, activation: u64, first: u32, end: u32) {
         if self.may_read(activation) {
@@ -106,7 +98,6 @@ impl ReplicaCore {
         let (version, copied, doubts) = (active.version, active.copied, active.doubts);
         let active = Arc::new(active);
         self.unresolved.clear();
-        self.spoiled.clear();
         self.lost.clear();
         self.reading = Some(Arc::clone(&active));
         self.turn(Role::Primary(active));

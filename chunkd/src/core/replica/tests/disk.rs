@@ -34,10 +34,15 @@ impl Disk {
         known.map(|(unit, (state, _))| (*unit, *state)).collect()
     }
 
+    fn told(&self) -> Vec<(u32, UnitState)> {
+        let told = |unit: &u32, state: UnitState| if self.noticed.contains(unit) { state.damaged() } else { state };
+        self.units.iter().map(|(unit, (state, _))| (*unit, told(unit, *state))).collect()
+    }
+
     /// Carries a job out, or the first so many units of it if it is cut short by a crash.
     pub fn carry_out(&mut self, job: &DiskJob, cut: Option<usize>) -> Result<DiskAnswer, FsError> {
         match job {
-            DiskJob::Table => return Ok(DiskAnswer::Table(self.table())),
+            DiskJob::Table => return Ok(DiskAnswer::Table(self.told())),
             DiskJob::Entries { first, count } => {
                 let known = self.units.range(*first..first + count);
                 return Ok(DiskAnswer::Table(known.map(|(unit, (state, _))| (*unit, *state)).collect()));

@@ -2,6 +2,7 @@
 
 mod client;
 mod copies;
+mod damage;
 mod disk;
 mod history;
 mod master;

@@ -20,7 +20,7 @@ fn member(node: u32) -> Member {
     Member { node: NodeId(node), address: "".into() }
 }
 
-fn grant(version: u64, syncing: &[u32]) -> Sealed {
+pub(super) fn grant(version: u64, syncing: &[u32]) -> Sealed {
     let grant = Grant {
         chunk: ChunkId(9),
         home: Home::default(),
