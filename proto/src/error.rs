@@ -90,6 +90,9 @@ pub enum FsError {
     /// A peer sent what the protocol does not allow.
     #[error("protocol error: {0}")]
     Protocol(String),
+    /// What was acknowledged and not yet synced may be gone: all servers that had it lost their power.
+    #[error("what was written and not synced was lost with the power of all its servers")]
+    UnsyncedLost,
 }
 
 impl FsError {
@@ -124,7 +127,8 @@ impl FsError {
             | Self::NoReplica(_)
             | Self::Corrupt(_)
             | Self::Io(_)
-            | Self::Protocol(_) => libc::EIO,
+            | Self::Protocol(_)
+            | Self::UnsyncedLost => libc::EIO,
         }
     }
 
@@ -159,6 +163,7 @@ impl FsError {
             Self::Io(_) => "io",
             Self::Protocol(_) => "protocol",
             Self::PastEnd => "past_end",
+            Self::UnsyncedLost => "unsynced_lost",
         }
     }
 
@@ -193,6 +198,7 @@ impl FsError {
             Self::Io(_) => 26,
             Self::Protocol(_) => 27,
             Self::PastEnd => 28,
+            Self::UnsyncedLost => 29,
         }
     }
 
@@ -237,6 +243,7 @@ impl FsError {
             25 => Self::Corrupt(detail.to_owned()),
             27 => Self::Protocol(detail.to_owned()),
             28 => Self::PastEnd,
+            29 => Self::UnsyncedLost,
             _ => Self::Io(detail.to_owned()),
         }
     }
@@ -264,7 +271,7 @@ mod tests {
 
     #[test]
     fn codes_round_trip_and_are_distinct() {
-        let known: Vec<FsError> = (1..=28).map(|code| FsError::from_wire(code, "x")).collect();
+        let known: Vec<FsError> = (1..=29).map(|code| FsError::from_wire(code, "x")).collect();
         for (at, error) in known.iter().enumerate() {
             assert_eq!(error.code() as usize, at + 1, "{error}");
         }
@@ -273,7 +280,7 @@ mod tests {
 
     #[test]
     fn an_error_passes_the_wire_unchanged_however_often() {
-        for sent in (1..=28).map(|code| FsError::from_wire(code, "node 2: its disk")) {
+        for sent in (1..=29).map(|code| FsError::from_wire(code, "node 2: its disk")) {
             let received = FsError::from(crate::wire::pb::Failure::from(&sent));
             assert_eq!(received, sent);
             assert_eq!(received.to_string(), sent.to_string());
@@ -282,7 +289,7 @@ mod tests {
 
     #[test]
     fn every_error_has_a_word_of_its_own() {
-        let words: std::collections::BTreeSet<_> = (1..=28).map(|code| FsError::from_wire(code, "x").word()).collect();
-        assert_eq!(words.len(), 28);
+        let words: std::collections::BTreeSet<_> = (1..=29).map(|code| FsError::from_wire(code, "x").word()).collect();
+        assert_eq!(words.len(), 29);
     }
 }

@@ -85,6 +85,7 @@ mod tests {
             min_in_sync: 2,
             may_create: true,
             chunk_size_log2: 26,
+            loss_version: Version(2),
         };
         let sealed = key.seal(&grant);
         assert_eq!(key.open(&sealed), Some(grant));

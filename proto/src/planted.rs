@@ -61,11 +61,13 @@ pub enum Bug {
     NoReplyCache,
     /// A journal record is freed before its chunk file is on stable media.
     FreedTooEarly,
+    /// A barrier does not look whether what it is to cover was lost.
+    ForgottenLoss,
 }
 
 impl Bug {
     /// All bugs.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::NoVersionCheck,
         Self::AcknowledgedEarly,
         Self::VersionNotPersisted,
@@ -93,6 +95,7 @@ impl Bug {
         Self::NoWaitAfterRestart,
         Self::NoReplyCache,
         Self::FreedTooEarly,
+        Self::ForgottenLoss,
     ];
 }
 

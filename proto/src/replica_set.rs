@@ -56,6 +56,8 @@ pub struct Grant {
     pub may_create: bool,
     /// log2 of the chunk's bytes.
     pub chunk_size_log2: u32,
+    /// What was acknowledged under versions before this and never synced may be lost; 0: nothing ever was.
+    pub loss_version: Version,
 }
 
 impl Grant {

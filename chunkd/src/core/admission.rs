@@ -100,6 +100,7 @@ mod tests {
             home: Home::default(),
             may_create: false,
             chunk_size_log2: 26,
+            loss_version: Version(0),
         }
     }
 

@@ -130,7 +130,10 @@ pub enum ClientRequest {
         length: u32,
     },
     /// Bring what was answered before to stable media, on all members.
-    Barrier,
+    Barrier {
+        /// The lowest version under which a write was acknowledged that it is to cover. 0: what was lost is not asked for.
+        since: Version,
+    },
     /// Which parts of a range hold data.
     Extents {
         /// In bytes.
@@ -363,6 +366,8 @@ pub enum Reply {
     Written {
         /// The last place in the order that was used.
         seq: u64,
+        /// The version under which all members have it; of several parts the lowest.
+        version: Version,
     },
     /// To Read.
     Data {

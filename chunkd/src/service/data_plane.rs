@@ -139,7 +139,7 @@ impl DataPlane {
         let counted = match &ask {
             ClientRequest::Read { length, .. } => Some((&shared.metrics.read_bytes, u64::from(*length))),
             ClientRequest::Write { data, .. } => Some((&shared.metrics.written_bytes, data.len() as u64)),
-            ClientRequest::Zero { .. } | ClientRequest::Barrier | ClientRequest::Extents { .. } => None,
+            ClientRequest::Zero { .. } | ClientRequest::Barrier { .. } | ClientRequest::Extents { .. } => None,
         };
         let ask = Request::Client { grant, request: ask };
         let reply = Call::run(shared, &replica, ask, shared.deadline(), None)?;

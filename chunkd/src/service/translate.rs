@@ -55,7 +55,7 @@ pub(super) fn client_request(
             in_chunk(ask.offset, ask.length)?;
             ClientRequest::Read { offset: ask.offset, length: ask.length }
         }
-        Body::Barrier(_) => ClientRequest::Barrier,
+        Body::Barrier(ask) => ClientRequest::Barrier { since: Version(ask.since) },
         Body::Extents(ask) => {
             in_chunk(ask.offset, ask.length)?;
             ClientRequest::Extents { offset: ask.offset, length: ask.length }
@@ -246,7 +246,7 @@ pub(super) fn reply_message(reply: Reply, version: u64) -> (data_reply::Body, By
     use data_reply::Body;
     let plain = |body| (body, Bytes::new());
     match reply {
-        Reply::Written { seq } => plain(Body::Written(pb::Written { seq })),
+        Reply::Written { seq, version } => plain(Body::Written(pb::Written { seq, version: version.0 })),
         Reply::Data { crcs, data } => {
             let all_zero = data.is_empty();
             (Body::ReadData(pb::ReadData { crcs, all_zero }), data)

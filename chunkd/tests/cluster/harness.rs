@@ -266,7 +266,7 @@ impl Chunk<'_> {
 
     #[allow(dead_code, reason = "the figures in examples/ use it")]
     pub fn barrier_on(&self, connection: &mut Connection) -> Result<(), FsError> {
-        self.ask_on(connection, data_request::Body::Barrier(pb::Barrier {}), &[]).map(|_| ())
+        self.ask_on(connection, data_request::Body::Barrier(pb::Barrier { since: 0 }), &[]).map(|_| ())
     }
 
     pub fn zero(&self, offset: u32, length: u32, number: u64) {
@@ -293,7 +293,7 @@ impl Chunk<'_> {
     }
 
     pub fn barrier(&self) -> Result<(), FsError> {
-        self.ask(data_request::Body::Barrier(pb::Barrier {}), &[]).map(|_| ())
+        self.ask(data_request::Body::Barrier(pb::Barrier { since: 0 }), &[]).map(|_| ())
     }
 
     pub fn extents(&self) -> Vec<(u32, u32)> {

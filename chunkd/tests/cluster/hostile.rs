@@ -50,7 +50,7 @@ fn body() -> impl Strategy<Value = data_request::Body> {
             number
         })),
         (number(), number()).prop_map(|(offset, length)| Body::Extents(pb::Extents { offset, length })),
-        Just(Body::Barrier(pb::Barrier {})),
+        Just(Body::Barrier(pb::Barrier { since: 0 })),
         large().prop_map(|activation| Body::Activate(pb::Activate { activation })),
         (large(), number(), number(), any::<bool>(), crcs(), activation(), large()).prop_map(
             |(seq, first_unit, units, zero, crcs, activation, base)| {

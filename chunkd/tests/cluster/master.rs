@@ -131,6 +131,7 @@ impl State {
             min_in_sync: 2,
             may_create: record.may_create,
             chunk_size_log2: CHUNK_SIZE_LOG2,
+            loss_version: Version(0),
         }
     }
 

@@ -40,6 +40,7 @@ fn whole() -> BTreeMap<Bytes, (Key, Record)> {
         id: ChunkId(9),
         version: Version(1),
         version_seq: Seq(1),
+        loss_version: Version(0),
         primary: NodeId(1),
         in_sync: vec![NodeId(1)],
         syncing: vec![],

@@ -62,6 +62,7 @@ pub fn locate(
         min_in_sync: file.replicas.clamp(1, 2),
         may_create: !chunk.is_written,
         chunk_size_log2: file.chunk_size_log2,
+        loss_version: chunk.loss_version,
     };
     Location { index, replicas, grant }
 }

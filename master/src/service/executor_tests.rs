@@ -477,6 +477,7 @@ fn a_cut_is_listed_for_the_caretaker_when_nobody_works_at_it() {
                     is_written: true,
                     set_seq: outcome.seq(),
                     version_seq: outcome.seq(),
+                    loss_version: dfs_proto::Version(0),
                     seq: outcome.seq(),
                 };
                 outcome.put(Key::Chunk(inode, dfs_proto::ChunkIndex(0)), Record::Chunk(Arc::new(chunk)));

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use dfs_proto::env::{Clock, SystemClock, random_u64};
 use dfs_proto::wire::Identity;
 use dfs_proto::wire::pb::{self, data_reply, data_request};
-use dfs_proto::{BootSession, ClusterId, FsError, NodeId, SessionId, unit};
+use dfs_proto::{BootSession, ClusterId, FsError, NodeId, SessionId, Version, unit};
 
 use super::convert::missing;
 use super::servers::{Servers, Times};
@@ -85,39 +85,45 @@ impl ChunkClient {
     }
 
     /// Writes `data` (at most 1 MiB) at `offset` of a chunk, to all its in-sync replicas. `crcs` are of the pieces
-    /// between unit boundaries ([`unit::checksums`]), `id` from [`Self::new_write`].
+    /// between unit boundaries ([`unit::checksums`]), `id` from [`Self::new_write`]. Returns the version under which all
+    /// have it, 0 if the server does not say.
     ///
     /// # Errors
     ///
     /// [`Trouble`].
-    pub fn write(&self, ask: &Ask, offset: u32, data: &[u8], crcs: &[u32], id: WriteId) -> Result<(), Trouble> {
+    pub fn write(&self, ask: &Ask, offset: u32, data: &[u8], crcs: &[u32], id: WriteId) -> Result<Version, Trouble> {
         let write = pb::Write { offset, crcs: crcs.to_vec(), client: self.client, number: id.number };
         match self.call(ask, data_request::Body::Write(write), data, Some(id.generation))?.0 {
-            data_reply::Body::Written(_) => {
+            data_reply::Body::Written(written) => {
                 self.metrics.written_bytes.inc_by(data.len() as u64);
-                Ok(())
+                Ok(Version(written.version))
             }
             _ => Err(missing("confirmation").into()),
         }
     }
 
-    /// Makes what was written to a chunk durable on all its in-sync replicas.
+    /// Makes what was written to a chunk durable on all its in-sync replicas: all that was acknowledged under `since` and
+    /// later versions, 0 for what is there.
     ///
     /// # Errors
     ///
-    /// [`Trouble`]. After one, nothing is known to be durable.
-    pub fn barrier(&self, ask: &Ask) -> Result<(), Trouble> {
-        self.call(ask, data_request::Body::Barrier(pb::Barrier {}), &[], None).map(drop)
+    /// [`Trouble`]. After one, nothing is known to be durable. [`FsError::UnsyncedLost`]: some of it is gone.
+    pub fn barrier(&self, ask: &Ask, since: Version) -> Result<(), Trouble> {
+        let barrier = pb::Barrier { since: since.0 };
+        self.call(ask, data_request::Body::Barrier(barrier), &[], None).map(drop)
     }
 
-    /// Makes a range of a chunk read as zeros; whole units of it become holes.
+    /// Makes a range of a chunk read as zeros; whole units of it become holes. Returns the version as a write does.
     ///
     /// # Errors
     ///
     /// [`Trouble`].
-    pub fn zero(&self, ask: &Ask, offset: u32, length: u32, id: WriteId) -> Result<(), Trouble> {
+    pub fn zero(&self, ask: &Ask, offset: u32, length: u32, id: WriteId) -> Result<Version, Trouble> {
         let zero = pb::Zero { offset, length, client: self.client, number: id.number };
-        self.call(ask, data_request::Body::Zero(zero), &[], Some(id.generation)).map(drop)
+        match self.call(ask, data_request::Body::Zero(zero), &[], Some(id.generation))?.0 {
+            data_reply::Body::Written(written) => Ok(Version(written.version)),
+            _ => Err(missing("confirmation").into()),
+        }
     }
 
     /// Returns the ranges (offset, length) of `[offset, offset + length)` that hold data, ascending, in whole units.

@@ -113,7 +113,7 @@ impl State {
                 let (from, to) = (write.offset as usize, write.offset as usize + payload.len());
                 reach(to);
                 chunk[from..to].copy_from_slice(payload);
-                Ok((data_reply::Body::Written(pb::Written { seq: 1 }), Bytes::new()))
+                Ok((data_reply::Body::Written(pb::Written { seq: 1, version: 1 }), Bytes::new()))
             }
             data_request::Body::Read(read) => {
                 let (from, to) = (read.offset as usize, (read.offset + read.length) as usize);

@@ -34,6 +34,7 @@ impl From<&Grant> for pb::Grant {
             min_in_sync: grant.min_in_sync,
             inode: grant.home.inode.0,
             index: grant.home.index.0,
+            loss_version: grant.loss_version.0,
         }
     }
 }
@@ -51,6 +52,7 @@ impl From<pb::Grant> for Grant {
             min_in_sync: message.min_in_sync,
             may_create: message.may_create,
             chunk_size_log2: message.chunk_size_log2,
+            loss_version: Version(message.loss_version),
         }
     }
 }

@@ -22,7 +22,7 @@ use dfs_proto::{ChunkId, NodeId, Version};
 
 use super::chunk_node::ChunkNode;
 use super::context::Context;
-use super::files::{chunk_span, place};
+use super::files::chunk_span;
 use super::scheduler::Time;
 use super::seen::Seen;
 
@@ -98,16 +98,7 @@ impl Checks {
                 Seen::DiskFailed { server } => self.robbed(context, server),
                 Seen::Stopped { .. } => {}
                 Seen::Barrier { chunk, asked, seq } => self.check_barrier(chunk, asked, seq, nodes),
-                Seen::ZerosInLog { span, what } => {
-                    let (index, ..) = place(span);
-                    let inode = context.files.get(span.file).inode;
-                    let is_there = |home: &Home| Some(home.inode) == inode && home.index == index;
-                    let chunk = self.sets.iter().find(|(_, (home, _))| is_there(home)).map(|(chunk, _)| *chunk);
-                    // An fsync after a loss of everything that was not synced does not say so.
-                    if chunk.is_none_or(|chunk| !self.was_bereft(chunk)) {
-                        self.violated("size-follows-data", what);
-                    }
-                }
+                Seen::ZerosInLog { what } => self.violated("size-follows-data", what),
                 Seen::Wrong { rule, what } => self.violated(rule, what),
             }
         }

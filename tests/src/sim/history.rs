@@ -86,6 +86,8 @@ struct Recorded {
     start: Time,
     end: Option<Time>,
     what: What,
+    /// A write that a barrier answered for.
+    is_covered: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -132,13 +134,21 @@ impl History {
     }
 
     fn begin(&mut self, span: Span, start: Time, what: What) -> Begun {
-        self.records.push(Recorded { span, start, end: None, what });
+        self.records.push(Recorded { span, start, end: None, what, is_covered: false });
         Begun { span, at: self.records.len() - 1 }
     }
 
     /// Notes that a write, zero or barrier was answered.
     pub fn end(&mut self, begun: Begun, now: Time) {
         self.records[begun.at].end = Some(now);
+    }
+
+    /// Notes that a barrier answered for writes that had been acknowledged: from then until now nothing can have been lost of
+    /// them.
+    pub fn cover(&mut self, writes: &[Begun]) {
+        for write in writes {
+            self.records[write.at].is_covered = true;
+        }
     }
 
     /// Notes a read that was answered with `bytes`; empty: all zeros. Returns the stamps.
@@ -159,7 +169,8 @@ impl History {
             self.check_known(span.file, slot, value)?;
             values.push(value);
         }
-        self.records.push(Recorded { span, start, end: Some(now), what: What::Read(values.clone()) });
+        let what = What::Read(values.clone());
+        self.records.push(Recorded { span, start, end: Some(now), what, is_covered: false });
         Ok(values)
     }
 
@@ -212,6 +223,11 @@ impl History {
                 if !(operations.is_empty() && matches!(action, Action::Lose | Action::Barrier)) {
                     operations.push(operation);
                 }
+                // As if it had been on stable media as soon as it was acknowledged.
+                if let (true, Some(end)) = (record.is_covered, record.end) {
+                    let at = end.0 + 1;
+                    operations.push(Operation { start: at, end: Some(at), action: Action::Barrier });
+                }
             }
         }
         let mut judged: Option<&Vec<Operation>> = None;
@@ -260,6 +276,23 @@ mod tests {
         let mut torn = vec![0; SLOT_BYTES as usize];
         torn[512..].copy_from_slice(&stamp(SPAN, 78)[512..SLOT_BYTES as usize]);
         assert!(read_stamp(FileId(3), 4, &torn).is_err(), "the end of a write");
+    }
+
+    #[test]
+    fn what_a_barrier_answered_for_cannot_have_been_lost_before_it() {
+        for is_covered in [false, true] {
+            let mut history = History::default();
+            let (write, _) = history.begin_write(SPAN, Time(1));
+            history.end(write, Time(2));
+            history.lose(SPAN, Time(5));
+            let barrier = history.begin_barrier(SPAN, Time(7));
+            if is_covered {
+                history.cover(&[write]);
+            }
+            history.end(barrier, Time(8));
+            history.read(SPAN, Time(9), Time(10), &[]).expect("well formed");
+            assert_eq!(history.check().is_err(), is_covered);
+        }
     }
 
     #[test]

@@ -115,7 +115,7 @@ pub fn request_words(request: &ClientRequest) -> String {
         }
         ClientRequest::Zero { offset, length, client, number } => format!("zero {offset}+{length} {client:x}#{number}"),
         ClientRequest::Read { offset, length } => format!("read {offset}+{length}"),
-        ClientRequest::Barrier => "barrier".into(),
+        ClientRequest::Barrier { since } => format!("barrier since version {since}"),
         ClientRequest::Extents { offset, length } => format!("extents {offset}+{length}"),
     }
 }

@@ -2,7 +2,6 @@
 
 use dfs_proto::{ChunkId, SessionId, Version};
 
-use super::history::Span;
 use super::scheduler::Time;
 
 /// One fact.
@@ -64,8 +63,6 @@ pub enum Seen {
     },
     /// The size of a log covers zeros.
     ZerosInLog {
-        /// Where.
-        span: Span,
         /// What was seen.
         what: String,
     },

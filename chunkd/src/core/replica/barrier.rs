@@ -1,10 +1,13 @@
 //! The sync barrier at the primary: everything that was answered before it is on stable media of all members after it.
+//!
+//! A barrier cannot bring to stable media what is gone. If all members lost their power since a write was acknowledged, the
+//! grant's loss version is above the one under which that was: the barrier is refused, and who wrote has to say so.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dfs_proto::FsError;
 use dfs_proto::planted::{self, Bug};
+use dfs_proto::{FsError, Version};
 
 use super::super::message::{DiskJob, PeerAnswer, PeerRequest, Reply, Tag};
 use super::activation::Ready;
@@ -16,9 +19,18 @@ use super::{Active, Job, ReplicaCore};
 const SYNC_MS: u64 = 4_000;
 
 /// A barrier, from its beginning to its answer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Barrier {
+    /// The lowest version under which a write was acknowledged that is to be covered, 0 if nobody asks.
+    since: Version,
     round: Option<Round>,
+}
+
+impl Barrier {
+    /// Returns a barrier that covers writes acknowledged under `since` and later versions.
+    pub(super) fn new(since: Version) -> Self {
+        Self { since, round: None }
+    }
 }
 
 /// One attempt, under one activation.
@@ -67,6 +79,9 @@ impl ReplicaCore {
         if let Err(error) = active.may_acknowledge() {
             return Flow::End(Err(error));
         }
+        if self.has_lost(barrier.since) && !planted::is(Bug::ForgottenLoss) {
+            return Flow::End(Err(FsError::UnsyncedLost));
+        }
         let until = call.attempt(step, SYNC_MS);
         let sync = PeerRequest::Barrier { seq: self.committed, activation: active.activation, keys: Vec::new() };
         let members = if planted::is(Bug::BarrierOnlyHere) { &[][..] } else { &active.others[..] };
@@ -77,6 +92,13 @@ impl ReplicaCore {
         let own = Some(self.start(step, call, DiskJob::Sync, Job::Look));
         barrier.round = Some(Round { active, others, own });
         Flow::Wait
+    }
+
+    /// Returns whether a write that was acknowledged under `since`, and not synced, may be gone. Only with the grant of the
+    /// active primary; a later grant can but say of more that it is lost.
+    fn has_lost(&self, since: Version) -> bool {
+        let loss = self.grant.as_ref().map_or(Version(0), |sealed| sealed.grant.loss_version);
+        since != Version(0) && since < loss
     }
 }
 

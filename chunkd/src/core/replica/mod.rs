@@ -65,6 +65,7 @@ use super::message::{
 use super::unit::WriteStamp;
 use super::write_order::{Access, Ticket, WriteOrder};
 use activation::{Activation, Driven};
+use barrier::Barrier;
 use call::{Call, Flow, Interest, News, Step, Work};
 use change::Leave;
 use dedupe::{DedupeWindow, Fate, RequestKey};
@@ -292,7 +293,7 @@ impl ReplicaCore {
                     ClientRequest::Extents { offset, length } => {
                         Work::Look(Box::new(Look::extents(offset, length, size)?))
                     }
-                    ClientRequest::Barrier => Work::Barrier(Box::default()),
+                    ClientRequest::Barrier { since } => Work::Barrier(Box::new(Barrier::new(since))),
                 })
             }
             Request::Order { grant, order } => {

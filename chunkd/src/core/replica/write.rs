@@ -19,7 +19,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dfs_proto::limits::{DATA_BYTES_MAX, UNIT_SIZE};
 use dfs_proto::planted::{self, Bug};
-use dfs_proto::{FsError, MonoMs, NodeId};
+use dfs_proto::{FsError, MonoMs, NodeId, Version};
 
 use super::super::admission::unit_range;
 use super::super::message::{DiskAnswer, DiskJob, PeerAnswer, PeerRequest, Prepare, Reply, Tag};
@@ -46,6 +46,8 @@ pub(super) struct Write {
     parts: VecDeque<Part>,
     /// The last seq that was used.
     seq: u64,
+    /// The lowest version under which all members were found to have a part.
+    version: Option<Version>,
     state: State,
 }
 
@@ -139,7 +141,17 @@ impl Write {
     }
 
     fn new(parts: impl IntoIterator<Item = Part>) -> Self {
-        Self { parts: parts.into_iter().collect(), seq: 0, state: State::Begun }
+        Self { parts: parts.into_iter().collect(), seq: 0, version: None, state: State::Begun }
+    }
+
+    /// Notes that all members have a part.
+    fn note_committed(&mut self, seq: u64, version: Version) {
+        self.seq = self.seq.max(seq);
+        self.version = Some(self.version.map_or(version, |lowest| lowest.min(version)));
+    }
+
+    fn reply(&self) -> Reply {
+        Reply::Written { seq: self.seq, version: self.version.unwrap_or_default() }
     }
 
     /// Returns who asked for what is left to do.
@@ -194,7 +206,11 @@ impl ReplicaCore {
     pub(super) fn write_timed_out(&mut self, write: &mut Write) -> Result<Reply, FsError> {
         match (&write.state, write.parts.front()) {
             // All members have it, so nothing that comes later can undo it.
-            (State::Committing(_, stamp), _) if write.parts.len() == 1 => return Ok(Reply::Written { seq: stamp.seq }),
+            (State::Committing(active, stamp), _) if write.parts.len() == 1 => {
+                let (seq, version) = (stamp.seq, active.version);
+                write.note_committed(seq, version);
+                return Ok(write.reply());
+            }
             (State::Probing(sent) | State::Sent(sent), Some(part)) => {
                 self.leave_unresolved(sent.active.activation, part.first, part.end);
                 if sent.put.is_none() {
@@ -209,7 +225,7 @@ impl ReplicaCore {
 
     fn begin_part(&mut self, step: &mut Step<'_>, call: &mut Call, write: &mut Write) -> Turn {
         let Some(part) = write.parts.front() else {
-            return Turn::Flow(Flow::End(Ok(Reply::Written { seq: write.seq })));
+            return Turn::Flow(Flow::End(Ok(write.reply())));
         };
         let active = match self.ensure_active(step, call) {
             Ready::Now(active) => active,
@@ -223,7 +239,8 @@ impl ReplicaCore {
         match self.window.look_up(part.key, active.activation) {
             None => {}
             Some(Fate::Committed { stamp }) => {
-                write.seq = write.seq.max(stamp.seq);
+                // All have it now, whatever was lost since it was applied.
+                write.note_committed(stamp.seq, active.version);
                 write.parts.pop_front();
                 return Turn::Again;
             }
@@ -585,7 +602,7 @@ impl ReplicaCore {
         if let Some(part) = write.parts.pop_front() {
             self.window.set(part.key, Fate::Committed { stamp });
         }
-        write.seq = write.seq.max(stamp.seq);
+        write.note_committed(stamp.seq, active.version);
         self.give_back(call);
         Turn::Again
     }

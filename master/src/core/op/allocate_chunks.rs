@@ -48,6 +48,7 @@ pub(super) fn allocate_chunks(view: &View<'_>, inode: InodeId, first: ChunkIndex
                     is_written: false,
                     set_seq: outcome.seq(),
                     version_seq: outcome.seq(),
+                    loss_version: Version(0),
                     seq: outcome.seq(),
                 });
                 outcome.put(Key::Chunk(inode, index), Record::Chunk(Arc::clone(&chunk)));

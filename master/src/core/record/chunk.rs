@@ -28,6 +28,8 @@ pub struct Chunk {
     pub set_seq: Seq,
     /// Log position of the last change of the version: durable before anybody is granted it.
     pub version_seq: Seq,
+    /// The version with which members were believed that may lack what was acknowledged before and not synced; 0: never.
+    pub loss_version: Version,
     /// Log position of the last change.
     pub seq: Seq,
 }
@@ -54,6 +56,7 @@ impl Chunk {
             set_seq: self.set_seq.0,
             version_seq: self.version_seq.0,
             is_written: self.is_written,
+            loss_version: self.loss_version.0,
             seq: self.seq.0,
         })
     }
@@ -75,6 +78,7 @@ impl Chunk {
             set_seq: Seq(stored.set_seq),
             version_seq: Seq(stored.version_seq),
             is_written: stored.is_written,
+            loss_version: Version(stored.loss_version),
             seq: Seq(stored.seq),
         })
     }
@@ -102,4 +106,6 @@ struct StoredChunk {
     set_seq: u64,
     #[prost(uint64, tag = "10")]
     version_seq: u64,
+    #[prost(uint64, tag = "11")]
+    loss_version: u64,
 }

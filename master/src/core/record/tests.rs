@@ -67,6 +67,7 @@ fn samples() -> Vec<(Key, Record, &'static str)> {
                 is_written: true,
                 set_seq: Seq(3),
                 version_seq: Seq(4),
+                loss_version: Version(0),
                 seq: Seq(5),
             })),
             "01080910011801220201032a010230013805420104\
@@ -240,6 +241,7 @@ fn a_newer_format_and_a_record_that_cannot_be_are_refused_by_kind() {
         is_written: true,
         set_seq: Seq(1),
         version_seq: Seq(1),
+        loss_version: Version(0),
         seq: Seq(1),
     };
     assert!(Chunk::decode(&lost_primary.encode()).is_err());

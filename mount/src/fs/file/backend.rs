@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dfs_proto::{ChunkIndex, FsError, InodeId, NodeId, Seq, UnixNanos};
+use dfs_proto::{ChunkIndex, FsError, InodeId, NodeId, Seq, UnixNanos, Version};
 
 use crate::core::{Ask, Damage, Policy, Trouble};
 use crate::fs::Attr;
@@ -42,11 +42,11 @@ pub trait Backend: Send + Sync + 'static {
     /// As [`ChunkClient::read`].
     fn read(&self, ask: &Ask, offset: u32, length: u32) -> Result<ReadData, Trouble>;
     /// As [`ChunkClient::write`].
-    fn write(&self, ask: &Ask, offset: u32, data: &Bytes, crcs: &[u32], id: WriteId) -> Result<(), Trouble>;
+    fn write(&self, ask: &Ask, offset: u32, data: &Bytes, crcs: &[u32], id: WriteId) -> Result<Version, Trouble>;
     /// As [`ChunkClient::barrier`].
-    fn barrier(&self, ask: &Ask) -> Result<(), Trouble>;
+    fn barrier(&self, ask: &Ask, since: Version) -> Result<(), Trouble>;
     /// As [`ChunkClient::zero`].
-    fn zero(&self, ask: &Ask, offset: u32, length: u32, id: WriteId) -> Result<(), Trouble>;
+    fn zero(&self, ask: &Ask, offset: u32, length: u32, id: WriteId) -> Result<Version, Trouble>;
     /// As [`ChunkClient::extents`].
     fn extents(&self, ask: &Ask, offset: u32, length: u32) -> Result<Vec<(u32, u32)>, Trouble>;
 }
@@ -104,13 +104,13 @@ impl Backend for Remote {
     fn read(&self, ask: &Ask, offset: u32, length: u32) -> Result<ReadData, Trouble> {
         self.chunks.read(ask, offset, length)
     }
-    fn write(&self, ask: &Ask, offset: u32, data: &Bytes, crcs: &[u32], id: WriteId) -> Result<(), Trouble> {
+    fn write(&self, ask: &Ask, offset: u32, data: &Bytes, crcs: &[u32], id: WriteId) -> Result<Version, Trouble> {
         self.chunks.write(ask, offset, data, crcs, id)
     }
-    fn barrier(&self, ask: &Ask) -> Result<(), Trouble> {
-        self.chunks.barrier(ask)
+    fn barrier(&self, ask: &Ask, since: Version) -> Result<(), Trouble> {
+        self.chunks.barrier(ask, since)
     }
-    fn zero(&self, ask: &Ask, offset: u32, length: u32, id: WriteId) -> Result<(), Trouble> {
+    fn zero(&self, ask: &Ask, offset: u32, length: u32, id: WriteId) -> Result<Version, Trouble> {
         self.chunks.zero(ask, offset, length, id)
     }
     fn extents(&self, ask: &Ask, offset: u32, length: u32) -> Result<Vec<(u32, u32)>, Trouble> {

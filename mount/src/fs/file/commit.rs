@@ -12,7 +12,6 @@
 //! comes after it may extend the file over them: programs that write where another mount truncates need a lock of their
 //! own.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -111,14 +110,13 @@ impl FileState {
                     }
                     // What an fsync made durable at the master must not be dropped there for what is not durable yet.
                     let end = moved.div_ceil(self.chunk_size) as u32;
-                    let unsynced: BTreeSet<ChunkIndex> = state.unsynced.range(..ChunkIndex(end)).copied().collect();
+                    let mut state = state;
+                    let unsynced = state.unsynced.take_below(ChunkIndex(end));
                     if unsynced.is_empty() {
                         return self.commit_leave(state);
                     }
-                    let mut state = state;
-                    state.unsynced = state.unsynced.split_off(&ChunkIndex(end));
                     drop(state);
-                    self.barriers(&unsynced)
+                    self.barriers(unsynced)
                         .inspect_err(|_| self.state.lock().acked_since = Some(self.shared.clock.mono()))?;
                 }
                 Layout::Chunked => {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use dfs_proto::{FsError, InodeId, MonoMs, unit};
+use dfs_proto::{FsError, InodeId, MonoMs, Version, unit};
 
 use super::chunk_calls::Missing;
 use super::pool::Tick;
@@ -133,19 +133,20 @@ impl FileState {
             None => Input::Begin(self.known(index)),
             Some(_) => Input::Passed,
         };
+        let mut written = Version(0);
         loop {
             let now = self.shared.clock.mono();
             input = match attempt.call.step(now, input) {
-                Step::Ask(ask) => Input::Answered(self.push_once(&mut attempt, &ask)),
+                Step::Ask(ask) => Input::Answered(self.push_once(&mut attempt, &ask).map(|version| written = version)),
                 Step::LookUp(look) => Input::Found(self.look_up(index, &look, Missing::Allocate)),
                 Step::Wait { until } => return self.park(attempt, now, until),
-                Step::Done(Ok(_)) => return self.pushed(attempt, now),
+                Step::Done(Ok(_)) => return self.pushed(attempt, now, written),
                 Step::Done(Err(error)) => return self.push_failed(attempt, now, &error),
             };
         }
     }
 
-    fn push_once(&self, attempt: &mut Attempt, ask: &Ask) -> Result<(), Trouble> {
+    fn push_once(&self, attempt: &mut Attempt, ask: &Ask) -> Result<Version, Trouble> {
         let (_, offset) = self.place(attempt.piece.offset);
         let data = &attempt.piece.data;
         if attempt.crcs.is_empty() {
@@ -157,7 +158,7 @@ impl FileState {
             .map_err(|trouble| self.note_trouble(ask, trouble))
     }
 
-    fn pushed(&self, attempt: Attempt, now: MonoMs) {
+    fn pushed(&self, attempt: Attempt, now: MonoMs, version: Version) {
         attempt.patience.goes_on(&self.write_at(attempt.piece.offset), attempt.call.elapsed_ms(now));
         let mut state = self.state.lock();
         state.active -= 1;
@@ -169,7 +170,7 @@ impl FileState {
                 state.commit_wanted = true;
             }
             state.acked_since.get_or_insert(now);
-            state.unsynced.insert(index);
+            state.unsynced.note(index, version);
             if let Layout::Leaving { pushed, .. } = &mut state.layout {
                 pushed.insert(index);
             }

@@ -106,8 +106,8 @@ impl FileState {
                     state = self.state.lock();
                 }
                 let chunk_size = self.chunk_size;
-                let is_left = |index: &ChunkIndex| u64::from(index.0) * chunk_size < size;
-                state.acked.retain(is_left);
+                let is_left = |index: ChunkIndex| u64::from(index.0) * chunk_size < size;
+                state.acked.retain(|index| is_left(*index));
                 state.unsynced.retain(is_left);
                 state.acked_end = state.acked_end.min(size);
                 if state.acked.is_empty() {
@@ -250,7 +250,7 @@ impl FileState {
         let answer = self.shared.backend.punch_chunks(self.inode, ChunkIndex(first as u32), count_u32, wall);
         let mut state = self.state.lock();
         state.locations.forget_from(ChunkIndex(first as u32));
-        state.unsynced.retain(|&index| !(first..first + count).contains(&u64::from(index.0)));
+        state.unsynced.retain(|index| !(first..first + count).contains(&u64::from(index.0)));
         self.change_done(&mut state, before, answer.as_ref().ok());
         drop(state);
         answer.map(drop)
@@ -264,10 +264,10 @@ impl FileState {
         let id = backend.new_write();
         let zeroed = self.at_chunk("zero", index, |ask| backend.zero(ask, within, (to - from) as u32, id))?;
         drop(under_way);
-        if zeroed.is_some() {
+        if let Some(version) = zeroed {
             let mut state = self.state.lock();
             state.acked.insert(index);
-            state.unsynced.insert(index);
+            state.unsynced.note(index, version);
             state.mtime = Some(self.shared.clock.wall());
             state.writes += 1;
             self.list(&mut state);

@@ -22,6 +22,7 @@ use super::table::{FileSettings, HandleId, OpenOptions, Unwritten};
 use super::under_way::UnderWay;
 use super::unsynced::UnsyncedFiles;
 use crate::cache::{DirtyMap, Mark, RangeSet, ReadAhead, Ticket};
+use crate::core::Unsynced;
 use crate::fs::Attr;
 use crate::metrics::Metrics;
 
@@ -138,7 +139,7 @@ pub(super) struct State {
     /// Counts writes.
     pub(super) writes: u64,
     /// Chunks that changed since the last fsync.
-    pub(super) unsynced: BTreeSet<ChunkIndex>,
+    pub(super) unsynced: Unsynced,
     pub(super) locations: KnownLocations,
     /// The last failure of a push or commit, and how many there were.
     pub(super) error: Option<FsError>,
@@ -519,7 +520,7 @@ impl State {
         }
         for index in gone {
             self.acked.remove(index);
-            self.unsynced.remove(index);
+            self.unsynced.remove(*index);
             if let Layout::Leaving { pushed, .. } = &mut self.layout {
                 pushed.remove(index);
             }

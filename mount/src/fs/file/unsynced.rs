@@ -4,19 +4,20 @@
 //! Of more files than are kept here, the ones that were closed first are forgotten, and with them what other mounts
 //! wrote was never known here: for these `fsync` promises what `close` did.
 
-use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
-use dfs_proto::{ChunkIndex, InodeId};
+use dfs_proto::InodeId;
 use lru::LruCache;
 use parking_lot::Mutex;
+
+use crate::core::Unsynced;
 
 const FILES_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not 0");
 
 /// The chunks, by file.
 #[derive(Debug)]
 pub(super) struct UnsyncedFiles {
-    files: Mutex<LruCache<InodeId, BTreeSet<ChunkIndex>>>,
+    files: Mutex<LruCache<InodeId, Unsynced>>,
 }
 
 impl UnsyncedFiles {
@@ -25,14 +26,14 @@ impl UnsyncedFiles {
     }
 
     /// Notes what is left of a file that nobody has open any more.
-    pub(super) fn put(&self, inode: InodeId, chunks: BTreeSet<ChunkIndex>) {
+    pub(super) fn put(&self, inode: InodeId, chunks: Unsynced) {
         if !chunks.is_empty() {
             self.files.lock().put(inode, chunks);
         }
     }
 
     /// Returns what was left of a file that is opened again.
-    pub(super) fn take(&self, inode: InodeId) -> BTreeSet<ChunkIndex> {
+    pub(super) fn take(&self, inode: InodeId) -> Unsynced {
         self.files.lock().pop(&inode).unwrap_or_default()
     }
 }

@@ -305,14 +305,14 @@ impl ChunkNode {
             ClientRequest::Write { offset, data, .. } => units(*offset, data.len() as u32),
             ClientRequest::Zero { .. }
             | ClientRequest::Read { .. }
-            | ClientRequest::Barrier
+            | ClientRequest::Barrier { .. }
             | ClientRequest::Extents { .. } => None,
         };
         let words = super::message::request_words(&request);
         let sealed = Sealed { grant: Arc::new(grant), bytes };
         let remote = Caller::Remote { from, rpc };
         let acked = self.run().acked.get(&chunk).copied().unwrap_or(0);
-        let covers = matches!(request, ClientRequest::Barrier).then(|| (context.now(), acked));
+        let covers = matches!(request, ClientRequest::Barrier { .. }).then(|| (context.now(), acked));
         let call = CallState { session, is_client: true, written, covers, ..self.call(context, chunk, remote, words) };
         self.begin(context, call, OP_TIMEOUT_MS, Request::Client { grant: sealed, request });
         Ok(())
@@ -475,7 +475,7 @@ impl ChunkNode {
                         version,
                         is_read: matches!(reply, Reply::Data { .. } | Reply::Extents(_)),
                         written: match (state.written, reply) {
-                            (Some(units), Reply::Written { seq }) => Some((units, *seq)),
+                            (Some(units), Reply::Written { seq, .. }) => Some((units, *seq)),
                             _ => None,
                         },
                         session: state.session,
@@ -484,7 +484,7 @@ impl ChunkNode {
                     if let Some((asked, seq)) = state.covers {
                         context.seen.push(Seen::Barrier { chunk: state.chunk, asked, seq });
                     }
-                    if let Reply::Written { seq } = reply {
+                    if let Reply::Written { seq, .. } = reply {
                         let last = self.run().acked.entry(state.chunk).or_default();
                         *last = (*last).max(*seq);
                     }

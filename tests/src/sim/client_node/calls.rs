@@ -122,24 +122,37 @@ impl ClientNode {
             Some(Doing::Data { reply, .. }) => reply,
             _ => None,
         };
+        let written = match &reply {
+            Some(Reply::Written { version, .. }) => *version,
+            _ => Version(0),
+        };
         let Some(Act::Data { index, request, begun, .. }) = operation.acts.pop_front() else { return };
         let outcome = match result {
             Ok(outcome) => outcome,
-            Err(error) => return self.end(context, lane, Err(error)),
+            Err(error) => {
+                if let (What::Sync { covers, .. }, FsError::UnsyncedLost) = (&mut operation.what, &error) {
+                    // This is what it is told by; there is nothing to be tried again.
+                    covers.remove(index);
+                }
+                return self.end(context, lane, Err(error));
+            }
         };
         if let Some(begun) = begun {
             context.history.end(begun, now);
         }
         match &request {
             ClientRequest::Write { .. } => {
-                self.unsynced.entry(file).or_default().insert(index);
+                self.unsynced.entry(file).or_default().note(index, written, begun);
                 self.uncommitted.entry(file).or_default().insert(index);
                 self.after_write(context, lane);
             }
             ClientRequest::Zero { .. } if outcome == CallOutcome::Answered => {
-                self.unsynced.entry(file).or_default().insert(index);
+                self.unsynced.entry(file).or_default().note(index, written, begun);
             }
-            ClientRequest::Barrier if outcome == CallOutcome::Answered => {
+            ClientRequest::Barrier { .. } if outcome == CallOutcome::Answered => {
+                if let Some(Operation { what: What::Sync { covers, .. }, .. }) = self.operation(lane) {
+                    context.history.cover(covers.writes(index));
+                }
                 context.files.synced.insert((file, index));
             }
             ClientRequest::Read { .. } => {
@@ -202,7 +215,7 @@ impl ClientNode {
                 "file {} is a log; its size covers slots {}+{}, which hold {values:?}",
                 span.file.0, span.first, span.count
             );
-            context.seen.push(Seen::ZerosInLog { span, what });
+            context.seen.push(Seen::ZerosInLog { what });
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! [`SyncPlan`] (in which order an fsync goes).
 
 mod calls;
+mod covers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -15,7 +16,9 @@ use dfs_master::core::request::{CommitWrite, Make, Request};
 use dfs_mount::core::{
     ChunkCall, Input, Location, LookUp, Outcome as CallOutcome, Policy, Step, SyncPlan, SyncStep, Trouble,
 };
-use dfs_proto::{ChunkIndex, FsError, InodeId, Kind, MonoMs, SessionId, unit};
+use dfs_proto::{ChunkIndex, FsError, InodeId, Kind, MonoMs, SessionId, Version, unit};
+
+use covers::Covers;
 
 use super::client_session::{ClientSession, Outcome};
 use super::context::{Context, Failure, Wake};
@@ -83,7 +86,7 @@ enum What {
     Sync {
         plan: SyncPlan,
         buffered: Option<Span>,
-        covers: BTreeSet<ChunkIndex>,
+        covers: Covers,
         end: u64,
     },
     Look,
@@ -128,7 +131,7 @@ pub struct ClientNode {
     next_generation: u64,
     lanes: Vec<Option<Operation>>,
     locations: BTreeMap<(FileId, ChunkIndex), Arc<Location>>,
-    unsynced: BTreeMap<FileId, BTreeSet<ChunkIndex>>,
+    unsynced: BTreeMap<FileId, Covers>,
     uncommitted: BTreeMap<FileId, BTreeSet<ChunkIndex>>,
     ends: BTreeMap<FileId, u64>,
     timers: BTreeMap<u64, Timer>,
@@ -388,7 +391,7 @@ impl ClientNode {
 
     fn begin_sync(&mut self, context: &mut Context, lane: u32, file: FileId) {
         let end = self.ends.get(&file).copied().unwrap_or(0);
-        let what = What::Sync { plan: SyncPlan::default(), buffered: None, covers: BTreeSet::new(), end };
+        let what = What::Sync { plan: SyncPlan::default(), buffered: None, covers: Covers::default(), end };
         self.begin(context, lane, file, what, Vec::new());
     }
 
@@ -405,7 +408,7 @@ impl ClientNode {
         info.log_end = info.log_end.max(first + count);
         let span = Span { file, first, count };
         let end = u64::from(first + count) * u64::from(SLOT_BYTES);
-        let what = What::Sync { plan: SyncPlan::default(), buffered: Some(span), covers: BTreeSet::new(), end };
+        let what = What::Sync { plan: SyncPlan::default(), buffered: Some(span), covers: Covers::default(), end };
         self.begin(context, lane, file, what, Vec::new());
     }
 
@@ -544,13 +547,14 @@ impl ClientNode {
             let acts: Vec<Act> = match plan.step() {
                 SyncStep::Push => buffered.map(|span| self.write_act(context, span)).into_iter().collect(),
                 SyncStep::Barriers => {
-                    covers.extend(self.unsynced.remove(&file).unwrap_or_default());
+                    covers.merge(self.unsynced.remove(&file).unwrap_or_default());
                     let now = context.now();
                     covers
+                        .unsynced
                         .iter()
-                        .map(|index| {
-                            let begun = Some(context.history.begin_barrier(chunk_span(file, *index), now));
-                            Act::Data { index: *index, request: ClientRequest::Barrier, allocates: false, begun }
+                        .map(|(index, since)| {
+                            let begun = Some(context.history.begin_barrier(chunk_span(file, index), now));
+                            Act::Data { index, request: ClientRequest::Barrier { since }, allocates: false, begun }
                         })
                         .collect()
                 }
@@ -588,7 +592,7 @@ impl ClientNode {
         }
         // What could not be brought to stable media is still to be.
         if let (What::Sync { covers, .. }, Err(_)) = (&operation.what, &result) {
-            self.unsynced.entry(operation.file).or_default().extend(covers);
+            self.unsynced.entry(operation.file).or_default().merge(covers.clone());
         }
         self.look_ups.remove(&lane);
         match result {

@@ -1,9 +1,9 @@
 //! What clients want, how they ask for it, again and again, and what they note of it.
 
 use bytes::{Bytes, BytesMut};
-use dfs_proto::FsError;
 use dfs_proto::limits::UNIT_SIZE;
 use dfs_proto::unit::checksums;
+use dfs_proto::{FsError, Version};
 
 use super::super::super::message::{ClientRequest, Reply, Request, Sealed};
 use super::history::{Kind, Operation};
@@ -173,6 +173,6 @@ fn request(wish: Wish, value: u64, client: u64, number: u64) -> ClientRequest {
             ClientRequest::Zero { offset: first * HALF, length: count * HALF, client, number }
         }
         Wish::Read { first, count } => ClientRequest::Read { offset: first * UNIT_SIZE, length: count * UNIT_SIZE },
-        Wish::Barrier => ClientRequest::Barrier,
+        Wish::Barrier => ClientRequest::Barrier { since: Version(0) },
     }
 }

@@ -26,6 +26,7 @@ fn activate(activation: u64) -> PeerRequest {
         home: Home::default(),
         may_create: false,
         chunk_size_log2: 16,
+        loss_version: Version(0),
     };
     PeerRequest::Activate { grant: Sealed { grant: Arc::new(grant), bytes: Bytes::new() }, activation }
 }

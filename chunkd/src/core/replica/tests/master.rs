@@ -73,6 +73,7 @@ impl Master {
             min_in_sync: self.min_in_sync,
             may_create: false,
             chunk_size_log2: super::world::SIZE_LOG2,
+            loss_version: Version(0),
         };
         Sealed { grant: Arc::new(grant), bytes: Bytes::new() }
     }

@@ -32,6 +32,7 @@ pub(super) fn grant(version: u64, syncing: &[u32]) -> Sealed {
         min_in_sync: 2,
         may_create: false,
         chunk_size_log2: 16,
+        loss_version: Version(0),
     };
     Sealed { grant: Arc::new(grant), bytes: Bytes::new() }
 }

@@ -32,6 +32,7 @@ fn grant(boot: u64) -> Sealed {
         home: Home::default(),
         may_create: false,
         chunk_size_log2: 16,
+        loss_version: Version(0),
     };
     Sealed { grant: Arc::new(grant), bytes: Bytes::new() }
 }

@@ -51,6 +51,11 @@ pub(super) fn put_as(outcome: &mut Outcome, found: &Found, chunk: Chunk) -> Arc<
 }
 
 impl Chunk {
+    /// Notes that the members of the next version may lack what was acknowledged before it.
+    pub(super) fn note_loss(&mut self) {
+        self.loss_version = Version(self.version.0 + 1);
+    }
+
     /// Takes `node` out of the set. It may keep an older replica.
     pub(super) fn retire(&mut self, node: NodeId) {
         self.in_sync.retain(|member| *member != node);

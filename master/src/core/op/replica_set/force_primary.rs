@@ -28,11 +28,15 @@ pub fn force_primary(view: &View<'_>, home: Home, node: NodeId) -> Result<(Outco
     if set.primary != node && !has_stopped {
         return Err(FsError::TryAgain("the present primary may still serve").into());
     }
+    let has_all = set.in_sync.contains(&node) && !view.cluster.standing(node).taints(&set);
     let others: Vec<NodeId> = set.holders().filter(|holder| *holder != node).collect();
     others.into_iter().for_each(|holder| set.retire(holder));
     (set.syncing, set.in_sync, set.primary) = (Vec::new(), vec![node], node);
     set.stale.retain(|holder| *holder != node);
     // From here on it is believed, whatever it lost.
+    if !has_all {
+        set.note_loss();
+    }
     set.set_seq = outcome.seq();
     let chunk = usable::change_primary(view, &mut outcome, &found, set)?;
     Ok((outcome, chunk))

@@ -15,6 +15,8 @@ pub const AWAY_MS: u64 = 600_000;
 ///   the highest stamp wins when the primary makes them equal.
 /// - Who is away for ten minutes is not waited for. Then only what was never synced can be missing.
 ///
+/// Where suspects are believed, the loss is noted: an fsync that comes later, of what was written before, has to fail.
+///
 /// No run of a suspect server was granted this chunk since it came back, so a suspect primary is moved once the runs
 /// before that have certainly ended.
 pub(super) fn settle_suspects(view: &View<'_>, set: &mut Chunk) {
@@ -46,6 +48,7 @@ pub(super) fn settle_suspects(view: &View<'_>, set: &mut Chunk) {
         set.primary = here[0];
     }
     away.iter().for_each(|node| set.retire(*node));
+    set.note_loss();
     // They are believed from here on: with this position none of them counts as suspect any more.
     set.set_seq = view.seq;
 }

@@ -65,6 +65,7 @@ fn put_chunk(world: &mut World) {
                 is_written: true,
                 set_seq: seq,
                 version_seq: seq,
+                loss_version: Version(0),
                 seq,
             };
             outcome.put(Key::Chunk(HOME.inode, HOME.index), Record::Chunk(Arc::new(chunk)));

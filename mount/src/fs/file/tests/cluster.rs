@@ -70,6 +70,7 @@ struct Inner {
     barriers: u64,
     barrier_error: Option<FsError>,
     holds_barriers: bool,
+    losses: BTreeMap<ChunkId, Version>,
 }
 
 /// The cluster.
@@ -261,6 +262,23 @@ impl Cluster {
         }
     }
 
+    /// Power loss of all chunk servers, which come back: only what is on stable media stays, and each chunk has another
+    /// version.
+    pub(super) fn lose_unsynced(&self) {
+        let mut inner = self.inner.lock();
+        for replicas in inner.chunks.values_mut() {
+            replicas.data = replicas.durable.clone();
+        }
+        let moved = inner.files.values_mut().flat_map(|file| file.chunks.values_mut());
+        let losses: Vec<(ChunkId, Version)> = moved
+            .map(|(chunk, version)| {
+                *version += 1;
+                (*chunk, Version(*version))
+            })
+            .collect();
+        inner.losses.extend(losses);
+    }
+
     /// (reads, writes, commits, location look-ups) so far.
     pub(super) fn counts(&self) -> (u64, u64, u64, u64) {
         let inner = self.inner.lock();
@@ -441,7 +459,7 @@ impl Backend for Cluster {
         }
     }
 
-    fn write(&self, ask: &Ask, offset: u32, data: &Bytes, crcs: &[u32], id: WriteId) -> Result<(), Trouble> {
+    fn write(&self, ask: &Ask, offset: u32, data: &Bytes, crcs: &[u32], id: WriteId) -> Result<Version, Trouble> {
         assert_eq!(unit::verify(offset, data, crcs), Ok(()));
         let mut inner = self.inner.lock();
         inner.writes += 1;
@@ -459,11 +477,11 @@ impl Backend for Cluster {
         }
         match fate {
             Fate::AnswerLost => Err(Trouble::Unanswered("the answer was lost".into())),
-            _ => Ok(()),
+            _ => Ok(ask.location.version),
         }
     }
 
-    fn barrier(&self, ask: &Ask) -> Result<(), Trouble> {
+    fn barrier(&self, ask: &Ask, since: Version) -> Result<(), Trouble> {
         let mut inner = self.inner.lock();
         while inner.holds_barriers {
             self.changed.wait(&mut inner);
@@ -474,20 +492,23 @@ impl Backend for Cluster {
         if let Fate::Fails(error) = inner.fate(&ask.location) {
             return Err(error);
         }
+        if since != Version(0) && inner.losses.get(&ask.location.chunk).is_some_and(|loss| since < *loss) {
+            return Err(FsError::UnsyncedLost.into());
+        }
         inner.barriers += 1;
         let replicas = inner.chunks.get_mut(&ask.location.chunk).expect("the location is good");
         replicas.durable = replicas.data.clone();
         Ok(())
     }
 
-    fn zero(&self, ask: &Ask, offset: u32, length: u32, _id: WriteId) -> Result<(), Trouble> {
+    fn zero(&self, ask: &Ask, offset: u32, length: u32, _id: WriteId) -> Result<Version, Trouble> {
         let mut inner = self.inner.lock();
         if let Fate::Fails(error) = inner.fate(&ask.location) {
             return Err(error);
         }
         let replicas = inner.chunks.get_mut(&ask.location.chunk).expect("the location is good");
         replicas.data[offset as usize..(offset + length) as usize].fill(0);
-        Ok(())
+        Ok(ask.location.version)
     }
 
     fn extents(&self, ask: &Ask, offset: u32, length: u32) -> Result<Vec<(u32, u32)>, Trouble> {
