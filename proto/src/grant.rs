@@ -70,11 +70,9 @@ mod tests {
     use crate::replica_set::{Home, Member};
     use crate::{BootSession, ChunkId, ChunkIndex, InodeId, NodeId, Version};
 
-    #[test]
-    fn a_grant_opens_only_whole_and_with_its_key() {
-        let key = GrantKey::new([7; 32]);
+    fn grant() -> Grant {
         let member = |node| Member { node: NodeId(node), address: "host:7100".into() };
-        let grant = Grant {
+        Grant {
             chunk: ChunkId(5),
             home: Home { inode: InodeId(9), index: ChunkIndex(3) },
             version: Version(2),
@@ -86,7 +84,12 @@ mod tests {
             may_create: true,
             chunk_size_log2: 26,
             loss_version: Version(2),
-        };
+        }
+    }
+
+    #[test]
+    fn a_grant_opens_only_whole_and_with_its_key() {
+        let (key, grant) = (GrantKey::new([7; 32]), grant());
         let sealed = key.seal(&grant);
         assert_eq!(key.open(&sealed), Some(grant));
         assert_eq!(GrantKey::new([8; 32]).open(&sealed), None);
@@ -98,5 +101,17 @@ mod tests {
         for length in 0..sealed.len() {
             assert_eq!(key.open(&sealed[..length]), None, "length {length}");
         }
+    }
+
+    #[test]
+    fn a_grant_from_before_losses_were_noted_tells_of_none() {
+        let key = GrantKey::new([7; 32]);
+        let now = pb::Grant::from(&grant()).encode_to_vec();
+        let (before, loss) = now.split_at(now.len() - 2);
+        assert_eq!(loss, [12 << 3, 2], "the last field");
+        let sealed = [&key.mac(before).finalize().into_bytes()[..SEAL_BYTES], before].concat();
+        assert_eq!(key.open(&sealed), Some(Grant { loss_version: Version(0), ..grant() }));
+        // And a grant that tells of none is what it was, byte for byte.
+        assert_eq!(key.seal(&Grant { loss_version: Version(0), ..grant() }), sealed);
     }
 }

@@ -67,11 +67,11 @@ fn samples() -> Vec<(Key, Record, &'static str)> {
                 is_written: true,
                 set_seq: Seq(3),
                 version_seq: Seq(4),
-                loss_version: Version(0),
+                loss_version: Version(6),
                 seq: Seq(5),
             })),
             "01080910011801220201032a010230013805420104\
-             48035004",
+             480350045806",
         ),
         (
             Key::Xattr(file, Bytes::from_static(b"user.a")),
@@ -203,6 +203,11 @@ fn records_from_before_a_field_was_there_decode_without_it() {
         let Record::Chunk(chunk) = record else { unreachable!() };
         let chunk = Arc::make_mut(chunk);
         (chunk.stale, chunk.set_seq, chunk.version_seq) = (vec![], Seq(0), Seq(0));
+        chunk.loss_version = Version(0);
+    });
+    check("01080910011801220201032a01023001380542010448035004", |record| {
+        let Record::Chunk(chunk) = record else { unreachable!() };
+        Arc::make_mut(chunk).loss_version = Version(0);
     });
     check("010a10303132333435363738396162636465661203683a321a03683a332201722a01683203302e313805", |record| {
         let Record::Node(node) = record else { unreachable!() };

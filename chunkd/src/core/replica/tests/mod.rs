@@ -5,6 +5,7 @@ mod copies;
 mod damage;
 mod disk;
 mod history;
+mod loss;
 mod master;
 mod owner;
 mod runs;

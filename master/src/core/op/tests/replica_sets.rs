@@ -416,6 +416,60 @@ fn who_is_away_for_ten_minutes_is_not_waited_for() {
 }
 
 #[test]
+fn a_loss_is_noted_where_suspects_are_believed_and_nowhere_else() {
+    let loss = |script: &str| chunk(&check(script)).loss_version;
+    // Somebody trusted is there, or may still come.
+    let one = "
+        node 2 run2 suspect
+        usable          -> ok : v2 1* 3 -2
+        1@2 drop 3      -> ok granted : v3 1* -2 -3
+        add 2 3
+        1@4 finish 2    -> ok granted : v5 1* 2 -3
+        node 1 over
+        usable          -> 1 ended : v6 2* -3 -1
+        ";
+    assert_eq!(loss(one), Version(0));
+    let all = "
+        node 1 run2 suspect
+        node 2 run2 suspect
+        node 3 run2 suspect
+        ";
+    assert_eq!(loss(all), Version(0), "not before they are believed");
+    let believed = format!("{all} usable -> ok : v2 1* 2 3\n");
+    assert_eq!(loss(&believed), Version(2));
+    assert_eq!(loss(&format!("{believed} 1.2@2 drop 3 -> ok granted : v3 1* 2 -3\n")), Version(2), "it stays");
+    let twice = format!("{believed} {} usable -> ok : v3 1* 2 3\n", all.replace("run2", "run3"));
+    assert_eq!(loss(&twice), Version(3));
+    let away = "
+        node 1 run2 suspect
+        node 2 run2 suspect
+        node 3 over
+        node 3 away
+        usable          -> ok : v2 1* 2 -3
+        ";
+    assert_eq!(loss(away), Version(2));
+}
+
+#[test]
+fn force_notes_a_loss_unless_the_replica_has_everything() {
+    let loss = |script: &str| chunk(&check(script)).loss_version;
+    assert_eq!(loss("force 1 -> ok : v2 1* -2 -3"), Version(0));
+    let old = "
+        1@1 drop 3      -> ok granted : v2 1* 2 -3
+        node 1 over
+        force 3         -> ok : v3 3* -1 -2
+        ";
+    assert_eq!(loss(old), Version(3));
+    let suspect = "
+        node 2 run2 suspect
+        node 1 over
+        node 3 over
+        force 2         -> ok : v2 2* -1 -3
+        ";
+    assert_eq!(loss(suspect), Version(2));
+}
+
+#[test]
 fn a_run_that_has_ended_gets_another_name() {
     let mut world = World::new();
     let mut register = |boot: u64, is_suspect: bool| {

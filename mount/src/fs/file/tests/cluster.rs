@@ -70,6 +70,7 @@ struct Inner {
     barriers: u64,
     barrier_error: Option<FsError>,
     holds_barriers: bool,
+    barriers_held: usize,
     losses: BTreeMap<ChunkId, Version>,
 }
 
@@ -301,6 +302,11 @@ impl Cluster {
         self.changed.notify_all();
     }
 
+    /// Barriers that wait.
+    pub(super) fn barriers_held(&self) -> usize {
+        self.inner.lock().barriers_held
+    }
+
     /// Writes of before are refused from now on.
     pub(super) fn begin_session(&self) {
         self.inner.lock().generation += 1;
@@ -483,9 +489,11 @@ impl Backend for Cluster {
 
     fn barrier(&self, ask: &Ask, since: Version) -> Result<(), Trouble> {
         let mut inner = self.inner.lock();
+        inner.barriers_held += 1;
         while inner.holds_barriers {
             self.changed.wait(&mut inner);
         }
+        inner.barriers_held -= 1;
         if let Some(error) = &inner.barrier_error {
             return Err(error.clone().into());
         }

@@ -88,6 +88,80 @@ fn a_failed_barrier_is_told_to_the_others_too_and_covered_by_the_next_fsync() {
 }
 
 #[test]
+fn what_was_lost_with_all_power_before_its_fsync_is_told_once_to_every_handle() {
+    let (mount, inode, first) = eager_mount(Policy::Soft { ms: 20_000 });
+    let second = mount.open(inode);
+    // In both chunks.
+    mount.write(first, 0, &pattern(100_000, 2));
+    mount.table.flush(first).unwrap();
+    mount.cluster.lose_unsynced();
+    let late = mount.open(inode);
+    assert_eq!(mount.table.fsync(first), Err(FsError::UnsyncedLost));
+    assert_eq!(mount.table.fsync(first), Ok(()));
+    assert_eq!(mount.table.fsync(second), Err(FsError::UnsyncedLost));
+    assert_eq!((mount.table.fsync(second), mount.table.fsync(first)), (Ok(()), Ok(())));
+    assert_eq!(mount.read(late, 0, 1 << 20), &pattern(100_000, 1)[..]);
+    mount.write(first, 0, &pattern(100_000, 3));
+    mount.table.fsync(first).unwrap();
+    mount.cluster.lose_unsynced();
+    assert_eq!((mount.table.fsync(first), mount.table.fsync(second)), (Ok(()), Ok(())), "it had been synced");
+    assert_eq!(mount.read(late, 0, 1 << 20), &pattern(100_000, 3)[..]);
+}
+
+#[test]
+fn a_loss_is_told_although_there_were_writes_and_a_failed_fsync_after_it() {
+    let (mount, _, handle) = eager_mount(Policy::Soft { ms: 20_000 });
+    mount.write(handle, 0, b"lost");
+    mount.table.flush(handle).unwrap();
+    mount.cluster.lose_unsynced();
+    mount.write(handle, 9_000, b"later");
+    mount.table.flush(handle).unwrap();
+    mount.cluster.refuse_barriers(Some(FsError::Io("disk".into())));
+    assert_eq!(mount.table.fsync(handle), Err(FsError::Io("disk".into())));
+    mount.cluster.refuse_barriers(None);
+    assert_eq!(mount.table.fsync(handle), Err(FsError::UnsyncedLost));
+    assert_eq!(mount.table.fsync(handle), Ok(()));
+}
+
+#[test]
+fn a_loss_after_a_close_is_told_to_who_opens_the_file_and_syncs_it() {
+    let (mount, inode, handle) = eager_mount(Policy::Soft { ms: 20_000 });
+    mount.write(handle, 0, b"lost");
+    mount.table.flush(handle).unwrap();
+    mount.table.release(handle);
+    mount.cluster.lose_unsynced();
+    let handle = mount.open(inode);
+    assert_eq!(mount.table.fsync(handle), Err(FsError::UnsyncedLost));
+    assert_eq!(mount.table.fsync(handle), Ok(()));
+}
+
+#[test]
+fn inline_content_that_was_synced_is_not_given_up_for_chunks_that_lost_their_copy_of_it() {
+    let cluster = Cluster::new(1);
+    let inode = cluster.make().inode;
+    let mount = Mount::new(&cluster, settings());
+    let handle = mount.open(inode);
+    mount.write(handle, 0, b"synced");
+    mount.table.fsync(handle).unwrap();
+    mount.write(handle, 20_000, b"not synced");
+    cluster.hold_barriers(true);
+    std::thread::scope(|scope| {
+        let closing = scope.spawn(|| mount.table.flush(handle));
+        wait_until("the copy is in the chunk", || cluster.counts().1 > 0);
+        wait_until("its barrier waits", || cluster.barriers_held() > 0);
+        cluster.lose_unsynced();
+        cluster.hold_barriers(false);
+        assert_eq!(closing.join().unwrap(), Err(FsError::UnsyncedLost));
+    });
+    assert!(cluster.attr(inode).is_inline);
+    let other = Mount::new(&cluster, settings());
+    assert_eq!(other.read(other.open(inode), 0, 1 << 20), &b"synced"[..]);
+    assert_eq!(mount.read(handle, 0, 1 << 20), &b"synced"[..]);
+    mount.write(handle, 0, b"again");
+    mount.table.fsync(handle).unwrap();
+}
+
+#[test]
 fn a_lost_session_is_told_to_every_handle_of_a_dirty_file_and_to_none_of_a_clean_one() {
     let (mount, inode, first) = eager_mount(Policy::Soft { ms: 20_000 });
     let second = mount.open(inode);
