@@ -162,6 +162,11 @@ impl Load {
         self.files().iter().filter_map(|file| file.try_lock()).for_each(|mut entry| self.catch_up(&mut entry));
     }
 
+    /// Returns how often all chunk servers lost their power.
+    pub fn cuts(&self) -> u64 {
+        self.cuts.load(Ordering::SeqCst)
+    }
+
     /// Notes that all files have been looked at since.
     pub fn looked_after_cut(&self) {
         self.is_after_cut.store(false, Ordering::SeqCst);
@@ -281,9 +286,14 @@ impl Hand {
     ) -> Result<Answer, Trouble> {
         let answer = self.hands.call(mount, life, kind, &call)?;
         self.load.catch_up(entry);
-        let is_doubtful = self.load.is_after_cut.load(Ordering::SeqCst) && !entry.oracle.is_certain();
-        if is_doubtful && matches!(answer, Answer::Errno(libc::EIO)) {
-            // What was never synced may be gone with all replicas: then an error is the right answer.
+        let is_after_cut = self.load.is_after_cut.load(Ordering::SeqCst);
+        let is_io_error = matches!(answer, Answer::Errno(libc::EIO));
+        // What was never synced may be gone with all replicas: then an error is the right answer. An fsync of what the mount
+        // wrote before says so however late it comes.
+        let is_told = is_io_error
+            && matches!(call, Call::Sync { .. } | Call::Close { .. })
+            && entry.oracle.may_tell_of_loss((mount, life));
+        if is_told || (is_io_error && is_after_cut && !entry.oracle.is_certain()) {
             self.load.mounts.report.note("EIO of what was lost with all power");
             return Err(Trouble::Failed);
         }

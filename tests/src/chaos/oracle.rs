@@ -11,8 +11,8 @@
 //! ```
 //!
 //! An fsync covers what was written through its own mount, while that lives: those who wrote are kept, and the values
-//! are stable once each of them has synced. An fsync after a cut of all power says nothing of what was pushed before the
-//! cut (docs/semantics.md).
+//! are stable once each of them has synced. One that succeeds after a cut of all power says too that what its handle wrote
+//! before the cut is there: it would have failed if any of that were lost.
 //!
 //! After a kill or a cut of the power several values are possible; [`File::settle`] takes what was found as what is there
 //! from then on. A kill of servers changes nothing here: what was closed is where it was.
@@ -30,16 +30,20 @@ struct Register<T> {
     unflushed: Vec<T>,
     /// What may be there after all power was cut: the value at the last fsync, and all since.
     stable: Vec<T>,
+    /// What was written last before all power was cut, and not closed yet: it may be lost, and an fsync that succeeds says
+    /// that it is not.
+    doubtful: Option<T>,
 }
 
 impl<T: Copy + PartialEq> Register<T> {
     fn new(value: T) -> Self {
-        Self { base: vec![value], unflushed: Vec::new(), stable: vec![value] }
+        Self { base: vec![value], unflushed: Vec::new(), stable: vec![value], doubtful: None }
     }
 
     fn write(&mut self, value: T) {
         self.unflushed.push(value);
         self.stable.push(value);
+        self.doubtful = None;
     }
 
     /// The value as who writes it sees it, if that is known.
@@ -58,8 +62,19 @@ impl<T: Copy + PartialEq> Register<T> {
         }
     }
 
-    fn sync(&mut self) {
+    fn close(&mut self) {
         self.flush();
+        self.doubtful = None;
+    }
+
+    /// What is written is where a close brings it, and there whatever happened before.
+    fn confirm(&mut self) {
+        self.unflushed.extend(self.doubtful.take());
+        self.flush();
+    }
+
+    fn sync(&mut self) {
+        self.confirm();
         if let [only] = self.base[..] {
             self.stable = vec![only];
         }
@@ -67,9 +82,11 @@ impl<T: Copy + PartialEq> Register<T> {
 
     fn lose_mount(&mut self) {
         self.base.append(&mut self.unflushed);
+        self.doubtful = None;
     }
 
     fn lose_power(&mut self) {
+        self.doubtful = self.unflushed.pop().or(self.doubtful);
         self.unflushed.clear();
         self.base.extend(&self.stable);
     }
@@ -77,6 +94,7 @@ impl<T: Copy + PartialEq> Register<T> {
     fn settle(&mut self, found: T) {
         self.base = vec![found];
         self.unflushed.clear();
+        self.doubtful = None;
         self.stable.push(found);
     }
 
@@ -101,11 +119,19 @@ pub struct File {
     next_number: u32,
     /// Those who wrote since their last fsync. One that was killed stays: nobody syncs what it wrote.
     unsynced: BTreeSet<Writer>,
+    /// Those of them who have yet to be told, by their next fsync, of what all power took.
+    untold: BTreeSet<Writer>,
 }
 
 impl Default for File {
     fn default() -> Self {
-        Self { size: Register::new(0), cells: BTreeMap::new(), next_number: 1, unsynced: BTreeSet::new() }
+        Self {
+            size: Register::new(0),
+            cells: BTreeMap::new(),
+            next_number: 1,
+            unsynced: BTreeSet::new(),
+            untold: BTreeSet::new(),
+        }
     }
 }
 
@@ -158,18 +184,25 @@ impl File {
 
     /// Notes a close that succeeded.
     pub fn closed(&mut self) {
-        self.cells.values_mut().for_each(Register::flush);
-        self.size.flush();
+        self.cells.values_mut().for_each(Register::close);
+        self.size.close();
     }
 
     /// Notes an fsync that succeeded.
     pub fn synced(&mut self, writer: Writer) {
         self.unsynced.remove(&writer);
+        self.untold.remove(&writer);
         if !self.unsynced.is_empty() {
-            return self.closed();
+            self.cells.values_mut().for_each(Register::confirm);
+            return self.size.confirm();
         }
         self.cells.values_mut().for_each(Register::sync);
         self.size.sync();
+    }
+
+    /// Returns whether an fsync or close of `writer` may fail because of what all power took, once.
+    pub fn may_tell_of_loss(&mut self, writer: Writer) -> bool {
+        self.untold.remove(&writer)
     }
 
     /// Notes the death of the mount through which it was written, or an operation of which nobody knows what it did.
@@ -180,7 +213,12 @@ impl File {
 
     /// Notes that all chunk servers lost their power at the same time. The size is the master's.
     pub fn power_lost(&mut self) {
-        self.cells.values_mut().for_each(Register::lose_power);
+        self.untold.extend(&self.unsynced);
+        for cell in self.cells.values_mut() {
+            cell.lose_power();
+            // What was cut off is zeroed by the master: an fsync of the mount does not know of it.
+            cell.doubtful = cell.doubtful.filter(|content| *content != Content::Zeros);
+        }
     }
 
     /// Checks what the writer reads through its own mount.
@@ -303,7 +341,11 @@ mod tests {
         assert_eq!(possible(File::power_lost), [1, 2, 3]);
         assert_eq!(possible(|file| (file.synced(ME), file.power_lost()).1), [3]);
         assert_eq!(possible(|file| (file.closed(), file.power_lost()).1), [1, 2, 3]);
-        assert_eq!(possible(|file| (file.power_lost(), file.synced(ME)).1), [1, 2, 3]);
+        // What an fsync says is true, also of what was pushed before the power went.
+        assert_eq!(possible(|file| (file.power_lost(), file.synced(ME)).1), [3]);
+        assert_eq!(possible(|file| (file.power_lost(), file.power_lost(), file.synced(ME)).2), [3]);
+        assert_eq!(possible(|file| (file.power_lost(), file.closed(), file.synced(ME)).2), [1, 2, 3]);
+        assert_eq!(possible(|file| (file.power_lost(), file.mount_lost(), file.synced(ME)).2), [1, 2, 3]);
         // An fsync of one mount, while another one has not synced what it wrote.
         let by_other = |file: &mut File| (file.written_by((1, 0)), file.synced(ME), file.power_lost()).2;
         assert_eq!(possible(by_other), [1, 2, 3]);
@@ -312,6 +354,19 @@ mod tests {
         assert_eq!(possible(by_both), [3]);
         assert_eq!(possible(|file| (file.power_lost(), file.closed()).1), [1, 2, 3]);
         assert_eq!(possible(|file| (file.mount_lost(), file.settle(512, &[(0, 1, Stamp(2))])).1), [2]);
+    }
+
+    #[test]
+    fn a_loss_is_told_once_to_who_had_not_synced() {
+        let mut file = File::default();
+        file.written_by(ME);
+        assert!(!file.may_tell_of_loss(ME), "nothing was lost");
+        file.power_lost();
+        assert!(!file.may_tell_of_loss((1, 0)), "another mount has nothing to be told");
+        assert!(file.may_tell_of_loss(ME) && !file.may_tell_of_loss(ME));
+        file.synced(ME);
+        file.power_lost();
+        assert!(!file.may_tell_of_loss(ME), "it was synced");
     }
 
     #[test]

@@ -179,7 +179,12 @@ impl Registers {
     }
 
     fn must(&self, hands: &mut Hands, mount: usize, life: u64, kind: &'static str, call: Call) -> Result<Answer, Lost> {
-        match hands.call(mount, life, kind, &call)? {
+        let answer = hands.call(mount, life, kind, &call)?;
+        self.checked(mount, kind, &call, answer)
+    }
+
+    fn checked(&self, mount: usize, kind: &str, call: &Call, answer: Answer) -> Result<Answer, Lost> {
+        match answer {
             Answer::Errno(errno) => {
                 let text = nix::errno::Errno::from_raw(errno);
                 self.mounts.report.violation(format!("error {text} of {kind} on mount {mount}: {call:?}"));
@@ -216,9 +221,15 @@ impl Registers {
             let call =
                 Call::Write { handle, writer: 900 + mount as u32, file: id, first, count, number, append: false };
             let write = [Action::Write(u64::from(number))];
+            let cuts = self.load.cuts();
             let done = self
                 .must(hands, mount, life, "register write", call)
-                .and_then(|_| self.must(hands, mount, life, "register fsync", Call::Sync { handle }));
+                .and_then(|_| hands.call(mount, life, "register fsync", &Call::Sync { handle }))
+                .and_then(|answer| match answer {
+                    // All power went between the two: what was written may be lost, and this is how it is told.
+                    Answer::Errno(libc::EIO) if self.load.cuts() > cuts => Err(Lost),
+                    answer => self.checked(mount, "register fsync", &Call::Sync { handle }, answer),
+                });
             match done {
                 Ok(_) => self.note(register, start, Some(Instant::now()), &[write[0], Action::Barrier]),
                 Err(_) => self.note(register, start, None, &write),
