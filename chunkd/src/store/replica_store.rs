@@ -4,7 +4,7 @@
 //! are opened when they are first needed. A replica that has something in the journal stays open below, whoever lets go
 //! of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -200,6 +200,9 @@ impl ReplicaStore {
             count += 1;
         }
         disk.count_replicas(count);
+        if !disk.has_failed() {
+            sync_names(&disk, places.iter().filter(|(_, place)| place.disk == at).map(|(chunk, _)| *chunk));
+        }
         self.disks.push(Arc::new(disk));
         Ok(&self.disks[at])
     }
@@ -510,6 +513,18 @@ impl ReplicaStore {
         }
         self.forget(chunk);
         Ok(())
+    }
+}
+
+/// Brings the names of `chunks` to stable media. A process that was killed may have made a file, and died before the
+/// journal knew of it; whoever uses the file now takes its name for durable.
+fn sync_names(disk: &Disk, chunks: impl Iterator<Item = ChunkId>) {
+    let directories: BTreeSet<String> = chunks.map(|chunk| replica_path(chunk).0).collect();
+    for directory in directories {
+        if let Err(error) = disk.volume().sync_directory(&directory) {
+            disk.fence(&format!("syncing the names in {directory}: {error}"));
+            return;
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use dfs_proto::{ChunkId, Version};
 
 use super::history::{content, open};
 use super::memory::{Image, MemoryVolume};
+use super::random::Random;
 use crate::core::message::WriteKey;
 use crate::core::unit::{UnitState, WriteStamp};
 use crate::store::StoreError;
@@ -217,4 +218,31 @@ fn replicas_that_hold_the_same_zero_the_same() {
     assert_eq!(replica.file.table(), []);
     replica.file.zero(0, 4, WriteStamp { version: Version(1), seq: 2 }, None).unwrap();
     assert_eq!(replica.file.table(), []);
+}
+
+#[test]
+fn a_replica_that_was_made_by_a_killed_process_is_there_after_the_power_is_lost() {
+    let volume = MemoryVolume::new(Image::default(), true);
+    let store = open(&volume, "boot").unwrap();
+    let before = volume.log_length();
+    drop(store.create_replica(&header(1)).unwrap());
+    let made = volume.take_log();
+    let mut found = 0;
+    for killed in before..=made.len() {
+        let volume = MemoryVolume::new(Image::after(&Image::default(), &made[..killed]), true);
+        let store = open(&volume, "boot").unwrap();
+        let Some(replica) = store.open_replica(ChunkId(1)).unwrap() else { continue };
+        put(&replica, 0, 1, 1).unwrap();
+        replica.sync().unwrap();
+        store.disks()[0].checkpoint().unwrap();
+        let events = [&made[..killed], &volume.take_log()].concat();
+        for seed in 0..50 {
+            let image = Image::after_power_loss(&Image::default(), &events, &mut Random(seed));
+            let store = open(&MemoryVolume::new(image, false), "another boot").unwrap();
+            let replica = store.open_replica(ChunkId(1)).unwrap();
+            assert!(replica.is_some_and(|replica| holds(&replica, 0, 1)), "killed after {killed}, seed {seed}");
+            found += 1;
+        }
+    }
+    assert!(found > 0);
 }
