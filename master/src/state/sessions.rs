@@ -31,6 +31,8 @@ impl MasterState {
         let Body::Session { session, .. } = &reply.body else { unreachable!("the operation answers with a session") };
         if let Some(known) = self.sessions.get_mut(*session) {
             known.last_seen = self.clock.mono();
+            // A mount that still waits for the answer to its first request has nothing to bring back.
+            self.is_back(*session);
         } else {
             if let Some(Known::Present(Record::Session(record))) = self.records.find(&Key::Session(*session)) {
                 self.sessions.insert(*session, record, self.clock.mono(), false);

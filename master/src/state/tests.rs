@@ -177,6 +177,18 @@ fn a_takeover_that_a_power_cut_takes_back_was_granted_to_nobody() {
 }
 
 #[test]
+fn a_mount_whose_session_was_opened_by_an_earlier_master_and_never_answered_has_nothing_to_bring_back() {
+    let mut bench = Bench::new();
+    bench.state.sync().expect("syncs");
+    bench.power_cut();
+    assert!(matches!(bench.call(Request::Sync).result, Err(FsError::TryAgain(_))), "it may have something to repeat");
+    let open = Request::SessionOpen(SessionOpen { client_id: vec![7; 16].into(), ..SessionOpen::default() });
+    let Body::Session { session, .. } = bench.ask(open) else { panic!("no session") };
+    assert_eq!(session, bench.session);
+    bench.ask(Request::Sync);
+}
+
+#[test]
 fn a_registration_that_was_overtaken_is_not_entered() {
     let mut bench = Bench::new();
     let old = Registration { facts: NodeFacts { server_id: [1; 16], ..NodeFacts::default() }, ..Default::default() };
