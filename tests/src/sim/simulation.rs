@@ -43,6 +43,8 @@ const OPERATIONS: u32 = 310;
 const HEAL_US: u64 = seconds(30);
 /// And the redundancy is back within this.
 const REST_US: u64 = seconds(420);
+/// And so much later where all who are left of a set are suspect: who is away is waited for.
+const AWAY_US: u64 = seconds(600);
 /// Everything that is there is read within this.
 const COMPARE_US: u64 = seconds(240);
 /// Everything is scrubbed within this, in the end.
@@ -95,6 +97,8 @@ pub struct Simulation {
     since: Time,
     reads: Vec<(FileId, ChunkIndex)>,
     reads_failed: u32,
+    /// The redundancy is back within this, after the last fault was mended.
+    rest_us: u64,
     /// The session in which all is read.
     reader: SessionId,
     /// Chunks of which nothing was asked when all began to be read.
@@ -189,6 +193,7 @@ impl Simulation {
             since: Time(0),
             reads: Vec::new(),
             reads_failed: 0,
+            rest_us: REST_US,
             reader: SessionId(0),
             bereft: 0,
         }
@@ -404,9 +409,13 @@ impl Simulation {
         let thin = self.checks.sets.iter().find(|(chunk, (_, set))| is_thin(chunk, set));
         match (thin, self.swarm.mode) {
             (None, _) if self.swarm.mode != Mode::Unlimited || elapsed > seconds(60) => self.compare(Phase::Compare),
-            (Some((chunk, (_, set))), Mode::Atlas | Mode::Power) if elapsed > REST_US => {
+            (Some((chunk, (_, set))), Mode::Atlas | Mode::Power) if elapsed > self.rest_us => {
+                if set.in_sync.iter().any(is_gone) && self.rest_us == REST_US {
+                    self.rest_us += AWAY_US;
+                    return;
+                }
                 let what =
-                    format!("{} s after the last fault was mended, chunk {chunk} has {set:?}", REST_US / 1_000_000);
+                    format!("{} s after the last fault was mended, chunk {chunk} has {set:?}", elapsed / 1_000_000);
                 self.checks.violated("R7", what);
             }
             _ => {}
@@ -479,7 +488,7 @@ impl Simulation {
             .collect();
         for (chunk, members) in sets {
             // One that nobody reads any more, or that no mount has committed, may be as the last fault left it.
-            if (self.swarm.mode == Mode::Unlimited || self.is_exempt(chunk) || !self.is_written(chunk))
+            if (self.swarm.mode == Mode::Unlimited || self.is_exempt(chunk) || !self.is_read(chunk))
                 && !members
                     .iter()
                     .any(|at| self.servers[*at as usize - 1].is_primary(chunk, self.context.mono(Place::Chunk(*at))))
@@ -539,6 +548,13 @@ impl Simulation {
         let inode = self.context.files.get(file).inode;
         let is_of_file = |home: &Home| Some(home.inode) == inode && index.is_none_or(|index| index == home.index);
         self.checks.sets.iter().any(|(chunk, (home, _))| is_of_file(home) && self.is_exempt(*chunk))
+    }
+
+    /// Returns whether a mount has committed the chunk, and its file is read in the end.
+    fn is_read(&self, chunk: ChunkId) -> bool {
+        let home = self.checks.sets.get(&chunk).map(|(home, _)| *home);
+        let file = home.and_then(|home| self.context.files.of_inode(home.inode));
+        self.is_written(chunk) && file.is_some_and(|file| !file.is_removed)
     }
 
     fn is_written(&self, chunk: ChunkId) -> bool {
