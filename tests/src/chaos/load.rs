@@ -25,6 +25,8 @@ const DIRECTORIES: u64 = 4;
 const WRITE_CELLS_MAX: u64 = 1024;
 /// Operations of a file that are remembered.
 const PAST_MAX: usize = 40;
+/// An operation of a handle with O_SYNC: a write that is an fsync too.
+const WRITE_AND_SYNC: &str = "write and sync";
 /// Another mount may see an old name so long after it went, and a little more.
 const NAMES_SETTLE: Duration = Duration::from_secs(4);
 
@@ -290,9 +292,8 @@ impl Hand {
         let is_io_error = matches!(answer, Answer::Errno(libc::EIO));
         // What was never synced may be gone with all replicas: then an error is the right answer. An fsync of what the mount
         // wrote before says so however late it comes.
-        let is_told = is_io_error
-            && matches!(call, Call::Sync { .. } | Call::Close { .. })
-            && entry.oracle.may_tell_of_loss((mount, life));
+        let is_sync = matches!(call, Call::Sync { .. } | Call::Close { .. }) || kind == WRITE_AND_SYNC;
+        let is_told = is_io_error && is_sync && entry.oracle.may_tell_of_loss((mount, life));
         if is_told || (is_io_error && is_after_cut && !entry.oracle.is_certain()) {
             self.load.mounts.report.note("EIO of what was lost with all power");
             return Err(Trouble::Failed);
@@ -355,7 +356,7 @@ impl Hand {
         let done = (|| {
             let Answer::Handle(handle) = self.call(mount, life, "create", call)? else { return Err(Trouble::Failed) };
             entry.names = vec![Some(name)];
-            self.with_handle(mount, life, &mut entry, handle, false)
+            self.with_handle(mount, life, &mut entry, handle, 0)
         })();
         if done.is_err() {
             entry.oracle.mount_lost();
@@ -374,7 +375,7 @@ impl Hand {
             _ => 0,
         };
         let handle = self.open(mount, life, entry, true, flags)?;
-        self.with_handle(mount, life, entry, handle, append)?;
+        self.with_handle(mount, life, entry, handle, flags)?;
         if self.random.chance(60) {
             let other = self.random.below(self.load.mounts.count() as u64) as usize;
             if let Some(life) = self.hands.life(other) {
@@ -391,11 +392,11 @@ impl Hand {
         life: u64,
         entry: &mut Entry,
         handle: u32,
-        append: bool,
+        flags: i32,
     ) -> Result<(), Trouble> {
         for _ in 0..self.random.between(1, 6) {
             match self.random.below(10) {
-                0..=4 => self.write(mount, life, entry, handle, append)?,
+                0..=4 => self.write(mount, life, entry, handle, flags)?,
                 5 | 6 => {
                     let (first, count) = self.some_range(entry);
                     let call = Call::Read { handle, file: entry.id, first, count };
@@ -427,7 +428,8 @@ impl Hand {
         Ok(())
     }
 
-    fn write(&mut self, mount: usize, life: u64, entry: &mut Entry, handle: u32, append: bool) -> Result<(), Trouble> {
+    fn write(&mut self, mount: usize, life: u64, entry: &mut Entry, handle: u32, flags: i32) -> Result<(), Trouble> {
+        let append = flags & libc::O_APPEND != 0;
         let largest = *self.random.pick(&[1, 8, 64, WRITE_CELLS_MAX]);
         let count = self.random.between(1, largest.min(entry.cells_max)) as u32;
         let end = entry.base + entry.cells_max;
@@ -449,7 +451,12 @@ impl Hand {
         entry.oracle.written_by((mount, life));
         entry.oracle.write(first, count, number);
         let call = Call::Write { handle, writer: self.number, file: entry.id, first, count, number, append };
-        self.on(entry, mount, life, if append { "append" } else { "write" }, call).map(drop)
+        let kind = match flags {
+            libc::O_APPEND => "append",
+            libc::O_SYNC => WRITE_AND_SYNC,
+            _ => "write",
+        };
+        self.on(entry, mount, life, kind, call).map(drop)
     }
 
     fn some_range(&mut self, entry: &Entry) -> (u32, u32) {
