@@ -456,8 +456,9 @@ impl Thrasher {
         std::thread::sleep(Duration::from_millis(1500));
         let mount = (self.seed % self.mounts.count() as u64) as usize;
         let looked = settle::look(&self.load, &mut self.hands, mount, all, after_cut);
-        if after_cut {
-            // A mount shows what its kernel has kept, though it is lost: no version has told it.
+        if !all {
+            // A mount shows what its kernel has kept, though it is lost with all power, or a mount that was killed had pushed
+            // something else and not told the master yet: no version has told it. docs/semantics.md says so.
             std::fs::write("/proc/sys/vm/drop_caches", "1")?;
         }
         self.load.resume();
