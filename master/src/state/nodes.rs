@@ -50,6 +50,14 @@ impl MasterState {
             Ok(outcome)
         })?;
         self.nodes_on_record.insert(facts.server_id, id);
+        if registration.is_suspect
+            && known.is_some()
+            && let Some(record) = self.node_record(id)?
+        {
+            // Before it is durable and the run is entered: a set that changes from here on has this log position behind it,
+            // and would pass for one that was made of trusted members.
+            self.control.nodes.write().note_record(id, &record);
+        }
         Ok(Registered { node: id, boot, durable_first: applied.durable_first })
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use dfs_proto::env::Clock;
+use dfs_proto::replica_set::Home;
 use dfs_proto::{BootSession, ChunkIndex, FsError, InodeId, Kind, MonoMs, Name, NodeId, SessionId, UnixNanos, Version};
 use parking_lot::RwLock;
 
@@ -186,6 +187,21 @@ fn a_mount_whose_session_was_opened_by_an_earlier_master_and_never_answered_has_
     let Body::Session { session, .. } = bench.ask(open) else { panic!("no session") };
     assert_eq!(session, bench.session);
     bench.ask(Request::Sync);
+}
+
+#[test]
+fn a_suspect_is_one_from_the_moment_that_its_registration_is_in_the_log() {
+    let mut bench = Bench::new();
+    let inode = bench.file(false);
+    bench.ask(Request::AllocateChunks { inode, first: ChunkIndex(0), count: 1 });
+    let home = Home { inode, index: ChunkIndex(0) };
+    let set = bench.state.make_usable(home).expect("read").expect("a chunk");
+    let suspect = set.in_sync[0];
+    let facts = NodeFacts { server_id: [suspect.0 as u8; 16], ..NodeFacts::default() };
+    let registration = Registration { facts, boot: BootSession(2), is_suspect: true, disks: Vec::new() };
+    bench.state.register(&registration).expect("registers");
+    // Not durable, and not entered yet: whatever changes the set now comes later in the log.
+    assert!(bench.state.control().nodes.read().standing(suspect, bench.clock.mono()).suspect_seq > set.set_seq);
 }
 
 #[test]
