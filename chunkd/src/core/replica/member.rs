@@ -128,6 +128,11 @@ impl ReplicaCore {
                 }
                 self.check_not_past(from, activation)?;
                 let is_filled = !grant.members.iter().any(|member| member.node == me);
+                if is_filled && self.filled_under == from.version {
+                    // An attempt to fill it that was given up and comes late, or one after an answer that was lost: the
+                    // primary drops this replica then, if the master has not taken it into the set.
+                    return Err(FsError::TryAgain("this replica was filled under this version already"));
+                }
                 self.home = grant.home;
                 if !planted::is(Bug::TableBeforeVersion) {
                     self.begin_to_follow(from, activation, is_filled);
@@ -537,6 +542,9 @@ impl ReplicaCore {
             }
             (Syncing::Waiting(tag) | Syncing::Marking(tag), News::Disk(known, Ok(_))) if known == *tag => {
                 self.window.remember(std::mem::take(keys));
+                if is_filled && *seq > 0 {
+                    self.filled_under = self.version;
+                }
                 Flow::End(Ok(Reply::Peer(PeerAnswer::Done)))
             }
             _ => Flow::Wait,

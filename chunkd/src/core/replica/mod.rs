@@ -119,6 +119,8 @@ pub struct ReplicaCore {
     full: BTreeMap<NodeId, MonoMs>,
     /// Activations that were followed under the present version.
     past_activations: Vec<(Version, u64)>,
+    /// The version under which this replica was filled last, and told that it is whole: it may be in sync since.
+    filled_under: Version,
     /// Replicas that are being filled, and the number that each follows.
     filling: BTreeMap<NodeId, u64>,
     order: WriteOrder,
@@ -189,6 +191,7 @@ impl ReplicaCore {
             lost: BTreeMap::new(),
             full: BTreeMap::new(),
             past_activations: Vec::new(),
+            filled_under: Version(0),
             filling: BTreeMap::new(),
             order,
             window,

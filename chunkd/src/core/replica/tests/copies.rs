@@ -78,3 +78,14 @@ fn a_replica_that_was_filled_stays_whole_when_the_activation_comes_once_more() {
     assert!(matches!(ask(&mut core, 3, barrier), Ok(Reply::Peer(PeerAnswer::Done))));
     assert!(matches!(ask(&mut core, 4, activate(7)), Err(FsError::TryAgain(_))));
 }
+
+#[test]
+fn a_replica_that_was_filled_stays_whole_when_an_attempt_that_was_given_up_comes_late() {
+    let mut core = ReplicaCore::new(VERSION, true, ChunkId(9), 16, Recovered::default());
+    assert!(!is_whole(ask(&mut core, 1, activate(7))));
+    let barrier = PeerRequest::Barrier { seq: 3, activation: 7, keys: Vec::new() };
+    assert!(matches!(ask(&mut core, 2, barrier), Ok(Reply::Peer(PeerAnswer::Done))));
+    // The primary sent this one before the other, and it was never followed.
+    assert!(matches!(ask(&mut core, 3, activate(6)), Err(FsError::TryAgain(_))));
+    assert!(!core.is_incomplete(), "the master may have taken it into the set");
+}
