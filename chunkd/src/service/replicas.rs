@@ -73,8 +73,8 @@ impl Replicas {
         if let Some(found) = self.open_one(store, grant.chunk)? {
             return Ok(found);
         }
-        if store.was_deleted(grant.chunk) {
-            return Err(FsError::Stale("the chunk was deleted"));
+        if store.was_deleted(grant.chunk, grant.version) {
+            return Err(FsError::Stale("the replica was deleted"));
         }
         let header = Header {
             chunk: grant.chunk,
@@ -148,15 +148,16 @@ impl Replicas {
     }
 
     /// Deletes the replica of `chunk` if its version is below `below`: others replace it, and it may come back here one day.
-    /// Returns whether there is none now.
+    /// Returns whether there is none now. Grants of a version below `below` make none.
     pub fn discard(&self, store: &ReplicaStore, chunk: ChunkId, below: Version) -> Result<bool, FsError> {
         let _opening = self.opening_lock(chunk).lock();
-        let Some(replica) = self.open_one(store, chunk)? else { return Ok(true) };
-        if !replica.end(End::Deleted, |version| version < below) {
-            return Ok(false);
+        if let Some(replica) = self.open_one(store, chunk)? {
+            if !replica.end(End::Deleted, |version| version < below) {
+                return Ok(false);
+            }
+            self.open.lock().pop(&chunk);
         }
-        self.open.lock().pop(&chunk);
-        store.discard(chunk).map_err(store_failure)?;
+        store.discard(chunk, below).map_err(store_failure)?;
         Ok(true)
     }
 

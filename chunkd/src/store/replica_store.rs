@@ -47,7 +47,8 @@ pub struct ReplicaStore {
     disks: Vec<Arc<Disk>>,
     identities: Mutex<Vec<DirIdentity>>,
     places: Mutex<BTreeMap<ChunkId, Place>>,
-    deleted: Mutex<LruCache<ChunkId, ()>>,
+    /// Below which version the replica of a chunk may not be made again.
+    deleted: Mutex<LruCache<ChunkId, Version>>,
     was_clean: bool,
     is_suspect: bool,
 }
@@ -335,7 +336,7 @@ impl ReplicaStore {
         };
         let volume = disk.volume();
         let (directory, path) = replica_path(header.chunk);
-        if self.was_deleted(header.chunk) {
+        if self.deleted.lock().contains(&header.chunk) {
             // The file and the records of the one before must not be taken for those of this one after a crash.
             self.finish_removals()?;
         }
@@ -380,7 +381,26 @@ impl ReplicaStore {
     ///
     /// [`StoreError::Write`] if the file cannot be removed, [`StoreError::Fenced`] if its disk has gone just now.
     pub fn delete(&self, chunk: ChunkId) -> Result<(), StoreError> {
-        self.deleted.lock().put(chunk, ());
+        self.deleted.lock().put(chunk, Version(u64::MAX));
+        self.remove(chunk)
+    }
+
+    /// As [`Self::delete`], but it may be made again under version `below` and later ones. Who still has a grant from before
+    /// that would take a new replica for one that was never written.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::delete`].
+    pub fn discard(&self, chunk: ChunkId, below: Version) -> Result<(), StoreError> {
+        {
+            let mut deleted = self.deleted.lock();
+            let known = deleted.get(&chunk).copied().unwrap_or_default();
+            deleted.put(chunk, known.max(below));
+        }
+        self.remove(chunk)
+    }
+
+    fn remove(&self, chunk: ChunkId) -> Result<(), StoreError> {
         let Some(place) = self.places.lock().get(&chunk).cloned() else { return Ok(()) };
         let disk = &self.disks[place.disk];
         if disk.has_failed() {
@@ -409,20 +429,9 @@ impl ReplicaStore {
         Ok(())
     }
 
-    /// As [`Self::delete`], but it may be made again.
-    ///
-    /// # Errors
-    ///
-    /// As of [`Self::delete`].
-    pub fn discard(&self, chunk: ChunkId) -> Result<(), StoreError> {
-        self.delete(chunk)?;
-        self.deleted.lock().pop(&chunk);
-        Ok(())
-    }
-
-    /// Returns whether the replica of `chunk` was deleted on order, not long ago.
-    pub fn was_deleted(&self, chunk: ChunkId) -> bool {
-        self.deleted.lock().contains(&chunk)
+    /// Returns whether the replica of `chunk` was deleted on order, not long ago, so that it may not be made under `version`.
+    pub fn was_deleted(&self, chunk: ChunkId, version: Version) -> bool {
+        self.deleted.lock().get(&chunk).is_some_and(|below| version < *below)
     }
 
     /// Returns the version and home of up to `count` replicas behind `after`, by chunk, and the chunk to go on behind, if

@@ -202,8 +202,8 @@ impl NodeStore {
     ///
     /// `Stale` if it was deleted; what callers are told.
     pub fn create(&mut self, grant: &Grant) -> Result<Found, FsError> {
-        if self.store().was_deleted(grant.chunk) {
-            return Err(FsError::Stale("the chunk was deleted"));
+        if self.store().was_deleted(grant.chunk, grant.version) {
+            return Err(FsError::Stale("the replica was deleted"));
         }
         let header = Header {
             chunk: grant.chunk,
@@ -240,16 +240,16 @@ impl NodeStore {
         self.store().delete(chunk).map_err(failure)
     }
 
-    /// Deletes the replica of `chunk`, which may come back one day.
+    /// Deletes the replica of `chunk`, which may come back one day under version `below` or a later one.
     ///
     /// # Errors
     ///
     /// What the master is told.
-    pub fn discard(&mut self, chunk: ChunkId) -> Result<(), FsError> {
+    pub fn discard(&mut self, chunk: ChunkId, below: Version) -> Result<(), FsError> {
         self.open.remove(&chunk);
         self.unsynced.remove(&chunk);
         self.durable.remove(&chunk);
-        self.store().discard(chunk).map_err(failure)
+        self.store().discard(chunk, below).map_err(failure)
     }
 
     /// Returns what each unit of an open replica holds, as far as it was ever written.

@@ -137,6 +137,20 @@ fn nothing_is_recorded_of_a_replica_that_was_deleted_while_open() {
 }
 
 #[test]
+fn a_replica_that_was_discarded_is_made_again_under_a_later_version_only() {
+    let (_volume, store, replica) = start();
+    drop(replica);
+    store.discard(ChunkId(1), Version(5)).unwrap();
+    assert!(store.was_deleted(ChunkId(1), Version(4)), "a grant from before would find a replica without data");
+    assert!(!store.was_deleted(ChunkId(1), Version(5)));
+    store.discard(ChunkId(1), Version(3)).unwrap();
+    assert!(store.was_deleted(ChunkId(1), Version(4)), "a late copy of an earlier order");
+    store.delete(ChunkId(1)).unwrap();
+    store.discard(ChunkId(1), Version(9)).unwrap();
+    assert!(store.was_deleted(ChunkId(1), Version(100)), "a chunk that is gone does not come back");
+}
+
+#[test]
 fn callers_share_syncs_and_a_sync_without_changes_is_free() {
     let (volume, store, replica) = start();
     put(&replica, 0, 1, 1).unwrap();

@@ -122,8 +122,8 @@ impl ChunkNode {
                         return Err(FsError::Stale("the replica is not that old"));
                     }
                     self.note_deletion(context, chunk);
-                    self.store.discard(chunk)?;
                 }
+                self.store.discard(chunk, below)?;
                 self.order_done(context, order.id, Ok(OrderReport::default()));
                 return Ok(());
             }
