@@ -56,6 +56,8 @@ pub struct Checks {
     lost: BTreeMap<ChunkId, Version>,
     /// Chunks that ever had none.
     bereft: BTreeSet<ChunkId>,
+    /// How often a chunk was found without one.
+    losses: usize,
     forgotten: BTreeSet<ChunkId>,
     /// Servers whose disks were ever made worse than by a loss of power.
     pub unreliable: BTreeSet<u32>,
@@ -90,8 +92,8 @@ impl Checks {
                 Seen::VersionKept { server, chunk, version } => self.version_kept(server, chunk, version),
                 Seen::Served { server, chunk, version, is_read, written, .. } => {
                     self.served(server, chunk, version, is_read);
-                    if let Some((units, seq)) = written {
-                        self.check_acknowledged(chunk, version, units, seq, nodes);
+                    if let Some((units, seq, committed_under)) = written {
+                        self.check_acknowledged(chunk, (version, committed_under), units, seq, nodes);
                     }
                 }
                 Seen::Deleted { server, chunk, version } => self.deleted(server, chunk, version),
@@ -247,7 +249,7 @@ impl Checks {
     fn check_acknowledged(
         &mut self,
         chunk: ChunkId,
-        version: Version,
+        (version, committed_under): (Version, Version),
         units: (u32, u32),
         seq: u64,
         nodes: &[ChunkNode],
@@ -300,8 +302,9 @@ impl Checks {
                 units.0, units.1
             );
             self.violated("ack", what);
-        } else if with.len() < 2 && set.version == version {
-            self.violated("ack", format!("chunk {chunk}: a write is acknowledged that only {with:?} has"));
+        } else if with.len() < 2 && set.version == committed_under {
+            // What all members of a set had may be told after the set has changed: its answer could have been on its way.
+            self.violated("ack", format!("chunk {chunk}: a write is acknowledged that only {with:?} has, of {set:?}"));
         }
     }
 
@@ -367,9 +370,9 @@ impl Checks {
         self.rotten.contains(&(chunk, server)) || self.hurt.contains(&server)
     }
 
-    /// Returns how many chunks ever had no good copy.
-    pub fn bereft(&self) -> usize {
-        self.bereft.len()
+    /// Returns how often a chunk was found without a good copy.
+    pub fn losses(&self) -> usize {
+        self.losses
     }
 
     /// Returns the servers that have a good copy.
@@ -422,6 +425,7 @@ impl Checks {
         let Some((home, set)) = self.sets.get(&chunk) else { return };
         self.lost.insert(chunk, set.version);
         self.bereft.insert(chunk);
+        self.losses += 1;
         if let Some(file) = context.files.of_inode(home.inode) {
             let (span, now) = (chunk_span(file.id, home.index), context.now());
             context.history.lose(span, now);

@@ -17,8 +17,9 @@ pub enum Seen {
         version: Version,
         /// It told what it read.
         is_read: bool,
-        /// The units that were written, if any were, and the place of the write in the order.
-        written: Option<((u32, u32), u64)>,
+        /// The units that were written, if any were, the place of the write in the order, and the version whose members
+        /// have it.
+        written: Option<((u32, u32), u64, Version)>,
         /// For which session.
         session: SessionId,
     },

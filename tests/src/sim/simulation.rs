@@ -101,8 +101,8 @@ pub struct Simulation {
     rest_us: u64,
     /// The session in which all is read.
     reader: SessionId,
-    /// Chunks of which nothing was asked when all began to be read.
-    bereft: usize,
+    /// How often a chunk had been found without a good copy when all began to be read.
+    losses: usize,
 }
 
 impl Simulation {
@@ -195,7 +195,7 @@ impl Simulation {
             reads_failed: 0,
             rest_us: REST_US,
             reader: SessionId(0),
-            bereft: 0,
+            losses: 0,
         }
     }
 
@@ -431,7 +431,7 @@ impl Simulation {
             .collect();
         self.reads_failed = self.clients[0].done.1;
         self.reader = self.clients[0].session();
-        self.bereft = self.checks.bereft();
+        self.losses = self.checks.losses();
         self.go_to(phase);
     }
 
@@ -458,7 +458,7 @@ impl Simulation {
         if !self.reads.is_empty() || !client.is_idle() {
             return;
         }
-        if failed > 0 && (self.reader != client.session() || self.bereft < self.checks.bereft()) {
+        if failed > 0 && (self.reader != client.session() || self.losses < self.checks.losses()) {
             // A client that was away for long finds that out only now; or the master has left a server with the last good
             // copy, which is silent for as long as what it has planned when it was slow.
             return self.compare(self.phase);

@@ -475,7 +475,7 @@ impl ChunkNode {
                         version,
                         is_read: matches!(reply, Reply::Data { .. } | Reply::Extents(_)),
                         written: match (state.written, reply) {
-                            (Some(units), Reply::Written { seq, .. }) => Some((units, *seq)),
+                            (Some(units), Reply::Written { seq, version }) => Some((units, *seq, *version)),
                             _ => None,
                         },
                         session: state.session,
