@@ -166,6 +166,17 @@ pub struct OsVolume {
     lock: Option<Flock<File>>,
 }
 
+/// Brings the name of a directory to stable media.
+fn sync_name(directory: &Path) -> io::Result<()> {
+    let directory = directory.canonicalize()?;
+    let Some(parent) = directory.parent() else { return Ok(()) };
+    match File::open(parent) {
+        // Then somebody else has made it.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        parent => parent?.sync_all(),
+    }
+}
+
 impl OsVolume {
     /// Takes the directory at `path` into use, made if need be. `None` if another process uses it.
     ///
@@ -173,7 +184,13 @@ impl OsVolume {
     ///
     /// The operating system's.
     pub fn take(path: &Path) -> io::Result<Option<Self>> {
+        let made: Vec<&Path> = path.ancestors().take_while(|path| *path != Path::new("") && !path.exists()).collect();
         fs::create_dir_all(path)?;
+        // Or a loss of power takes the directory with all that was ever synced in it. Its own name also if it was there: the
+        // start that made it may have been killed right here.
+        for directory in made.into_iter().skip(1).chain([path]) {
+            sync_name(directory)?;
+        }
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path.join("LOCK"))?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok();
         Ok(lock.map(|lock| Self { path: path.to_owned(), lock: Some(lock) }))
