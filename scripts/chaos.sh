@@ -3,7 +3,7 @@
 # every block is known, while everything fails in turn. At the end every byte and name is compared.
 #
 #   scripts/chaos.sh --seed N --minutes M [--only KIND,...] [--keep]    faults by seed
-#   scripts/chaos.sh --short                                            a fixed schedule of about three minutes
+#   scripts/chaos.sh --short [--seed N]                                 a fixed schedule of about three minutes
 #   scripts/chaos.sh --self-test                                        changes behind its back must be found
 #   scripts/chaos.sh --sweep                                            clears away what killed runs have left
 #
