@@ -19,6 +19,7 @@ pub mod checks;
 pub mod chunk_node;
 pub mod client_node;
 pub mod client_session;
+pub mod comparison;
 pub mod context;
 pub mod disk;
 pub mod faults;
