@@ -340,6 +340,8 @@ impl ReplicaStore {
             // The file and the records of the one before must not be taken for those of this one after a crash.
             self.finish_removals()?;
         }
+        // One that could not be read may have had everything: a grant from before anything was written does not make it whole.
+        let mut is_lost = volume.open(&format!("{path}.bad")).is_ok();
         let made = match volume.create(&path) {
             // The fan-out is made with the data directory, unless that was interrupted.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -353,13 +355,15 @@ impl ReplicaStore {
                 tracing::error!(path, "something has the name of a new replica: put aside as .bad");
                 volume.rename(&path, &format!("{path}.bad")).map_err(open_error)?;
                 self.forget(header.chunk);
+                is_lost = true;
                 volume.create(&path)
             }
             made => made,
         };
-        let made = made
-            .map_err(|error| open_error(error).at(|| format!("making {path}")))
-            .and_then(|file| ChunkFile::create(file, disk, directory, header));
+        let made = made.map_err(|error| open_error(error).at(|| format!("making {path}"))).and_then(|file| {
+            let header = Header { incomplete: header.incomplete || is_lost, ..*header };
+            ChunkFile::create(file, disk, directory, &header)
+        });
         let file = match disk.judge(made) {
             Ok(file) => file,
             Err(error) => {

@@ -327,7 +327,7 @@ impl ReplicaCore {
         if self.changes > 0 {
             return Next::Wait(Phase::Draining);
         }
-        if self.incomplete && !grant.may_create {
+        if self.incomplete {
             return Next::End(Driven::Leave("it has no complete replica".into()));
         }
         activation.asks = 0;

@@ -260,3 +260,21 @@ fn a_replica_that_was_made_by_a_killed_process_is_there_after_the_power_is_lost(
     }
     assert!(found > 0);
 }
+
+#[test]
+fn a_replica_that_cannot_be_read_is_not_made_anew_as_a_whole_one() {
+    let (volume, store, replica) = start();
+    put(&replica, 0, 1, 1).unwrap();
+    replica.sync().unwrap();
+    store.disks()[0].checkpoint().unwrap();
+    drop((replica, store));
+    let (_, path) = replica_path(ChunkId(1));
+    volume.change_image(|image| {
+        let id = image.names[&path];
+        image.files.get_mut(&id).unwrap().flip(20, 1);
+    });
+    let store = open(&volume, "boot").unwrap();
+    assert!(store.open_replica(ChunkId(1)).unwrap().is_none(), "its header is damaged");
+    // As a grant says that is older than the first write.
+    assert!(store.create_replica(&header(1)).unwrap().header.incomplete);
+}
