@@ -227,6 +227,11 @@ pub fn clear_suspect(volume: &dyn Volume) -> io::Result<()> {
     volume.sync_directory("")
 }
 
+/// Returns where a replica's file at `path` goes that cannot be used: nothing is deleted that may be readable one day.
+pub fn aside_path(path: &str) -> String {
+    format!("{path}.bad")
+}
+
 /// Returns the directory and the file of the replica of `chunk` in its volume.
 pub fn replica_path(chunk: ChunkId) -> (String, String) {
     let directory = format!("{REPLICAS}/{:02x}", chunk.0 >> 8 & 0xff);

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::StoreError;
 use super::chunk_file::{ChunkFile, read_header, write_error};
-use super::data_dir::{self, DataDir, DataDirError, DirIdentity, replica_path};
+use super::data_dir::{self, DataDir, DataDirError, DirIdentity, aside_path, replica_path};
 use super::disk::Disk;
 use super::header::Header;
 use super::journal::record::Record;
@@ -341,7 +341,7 @@ impl ReplicaStore {
             self.finish_removals()?;
         }
         // One that could not be read may have had everything: a grant from before anything was written does not make it whole.
-        let mut is_lost = volume.open(&format!("{path}.bad")).is_ok();
+        let mut is_lost = volume.open(&aside_path(&path)).is_ok();
         let made = match volume.create(&path) {
             // The fan-out is made with the data directory, unless that was interrupted.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -353,7 +353,7 @@ impl ReplicaStore {
             // Whatever has the name is no replica of ours, or it could not be opened.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 tracing::error!(path, "something has the name of a new replica: put aside as .bad");
-                volume.rename(&path, &format!("{path}.bad")).map_err(open_error)?;
+                volume.rename(&path, &aside_path(&path)).map_err(open_error)?;
                 self.forget(header.chunk);
                 is_lost = true;
                 volume.create(&path)
@@ -522,7 +522,7 @@ impl ReplicaStore {
             volume.remove(path).map_err(write_error)?;
         } else {
             tracing::error!(%chunk, path, reason, "a replica file is unusable: put aside as .bad");
-            volume.rename(path, &format!("{path}.bad")).map_err(write_error)?;
+            volume.rename(path, &aside_path(path)).map_err(write_error)?;
         }
         self.forget(chunk);
         Ok(())

@@ -70,7 +70,7 @@ impl Simulation {
     }
 
     /// R5: the replicas of a quiet chunk that are in sync hold the same.
-    pub(super) fn compare_replicas(&mut self) {
+    fn compare_replicas(&mut self) {
         // Damage that nobody has come across yet is found by a scrub, at the latest.
         let is_scrubbed = self.phase == Phase::CompareAgain && self.swarm.mode != Mode::Unlimited;
         let units = (1 << CHUNK_SIZE_LOG2) / UNIT_SIZE;
@@ -150,7 +150,7 @@ impl Simulation {
     }
 
     /// Returns whether a mount has committed the chunk, and its file is read in the end.
-    pub(super) fn is_read(&self, chunk: ChunkId) -> bool {
+    fn is_read(&self, chunk: ChunkId) -> bool {
         let home = self.checks.sets.get(&chunk).map(|(home, _)| *home);
         let file = home.and_then(|home| self.context.files.of_inode(home.inode));
         self.is_written(chunk) && file.is_some_and(|file| !file.is_removed)

@@ -15,7 +15,7 @@ use dfs_proto::ChunkId;
 
 use super::super::StoreError;
 use super::super::chunk_file::{load_table, read_header, write_error};
-use super::super::data_dir::replica_path;
+use super::super::data_dir::{aside_path, replica_path};
 use super::super::header::Header;
 use super::super::layout::{ENTRY_BYTES, UNIT_BYTES, data_offset, entry_offset};
 use super::super::raw_file::RawFile;
@@ -167,7 +167,7 @@ pub fn carry_out(volume: &dyn Volume, chunk: ChunkId, change: &Change) -> Result
         (None, Err(StoreError::Read(error))) => {
             // The rest of the disk is well. Should this one be readable again one day, it lacks what is lost here.
             tracing::error!(%chunk, path, %error, "a replica's header cannot be read: put aside as .bad");
-            volume.rename(&path, &format!("{path}.bad")).map_err(StoreError::Write)?;
+            volume.rename(&path, &aside_path(&path)).map_err(StoreError::Write)?;
             volume.sync_directory(&directory).map_err(StoreError::Write)?;
             return Ok(None);
         }

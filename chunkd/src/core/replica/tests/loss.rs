@@ -4,38 +4,25 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dfs_proto::limits::UNIT_SIZE;
-use dfs_proto::replica_set::{Grant, Home, Member};
+use dfs_proto::replica_set::Grant;
 use dfs_proto::unit::checksums;
-use dfs_proto::{BootSession, ChunkId, FsError, MonoMs, NodeId, Version};
+use dfs_proto::{ChunkId, FsError, MonoMs, Version};
 
 use super::super::super::message::{
-    CallId, ClientRequest, Context, DiskAnswer, DiskJob, Effect, Input, PeerAnswer, PeerRequest, Reply, Request, Sealed,
+    CallId, ClientRequest, DiskAnswer, DiskJob, Effect, Input, PeerAnswer, PeerRequest, Reply, Request, Sealed,
 };
 use super::super::{Recovered, ReplicaCore};
+use super::owner;
 
 /// Returns the grant of `version`, of a set that was believed with version `loss` after a loss.
 fn grant(version: u64, loss: u64) -> Sealed {
-    let member = |node| Member { node: NodeId(node), address: "".into() };
-    let grant = Grant {
-        chunk: ChunkId(9),
-        home: Home::default(),
-        version: Version(version),
-        primary: NodeId(1),
-        primary_boot: BootSession(1),
-        members: vec![member(1), member(2)],
-        syncing: Vec::new(),
-        min_in_sync: 2,
-        may_create: false,
-        chunk_size_log2: 16,
-        loss_version: Version(loss),
-    };
-    Sealed { grant: Arc::new(grant), bytes: Bytes::new() }
+    let Sealed { grant, bytes } = owner::grant(version, &[]);
+    Sealed { grant: Arc::new(Grant { loss_version: Version(loss), ..Grant::clone(&grant) }), bytes }
 }
 
 /// Lets the core, as primary, answer a mount. Peers and the disk do all they are told to.
 fn ask(core: &mut ReplicaCore, call: u64, grant: &Sealed, request: ClientRequest) -> Result<Reply, FsError> {
-    let (now, lease_until) = (MonoMs(100), MonoMs(1_000_000));
-    let context = Context { now, node: NodeId(1), boot: BootSession(1), lease_until, disk_room: 1 << 30, random: 9 };
+    let context = owner::context();
     let request = Request::Client { grant: grant.clone(), request };
     let mut effects = Vec::new();
     core.step(&context, Input::Begin { call: CallId(call), deadline: MonoMs(900_000), request }, &mut effects);

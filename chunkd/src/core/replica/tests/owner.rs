@@ -11,7 +11,7 @@ use super::super::super::message::{
 };
 use super::super::{Recovered, ReplicaCore};
 
-fn context() -> Context {
+pub(super) fn context() -> Context {
     let (now, lease_until) = (MonoMs(100), MonoMs(1_000_000));
     Context { now, node: NodeId(1), boot: BootSession(1), lease_until, disk_room: 1 << 30, random: 9 }
 }
